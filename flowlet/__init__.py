@@ -1,0 +1,40 @@
+"""flowlet: workflows that do not lose their place.
+
+Mark the async functions and classes you have, let a registry assemble them into state machines, sagas
+and pipelines, and run them over a store that keeps every step.
+"""
+
+from flowlet.app import Flowlet
+from flowlet.core.annotations import provided
+from flowlet.core.guards import all_of, any_of, not_
+from flowlet.core.machine import Transition
+from flowlet.core.marks import compensate, guard, state, step, transition
+from flowlet.core.retry import Retry
+from flowlet.core.run import Run, current_run, gather
+from flowlet.registry import Registry
+from flowlet.runtime.machine_questions import can, fire, in_state, raise_event
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Flowlet",
+    "Registry",
+    "Retry",
+    "Run",
+    "Transition",
+    "all_of",
+    "any_of",
+    "can",
+    "compensate",
+    "current_run",
+    "fire",
+    "gather",
+    "guard",
+    "in_state",
+    "not_",
+    "provided",
+    "raise_event",
+    "state",
+    "step",
+    "transition",
+]

@@ -1,0 +1,218 @@
+"""Building run definitions out of marked functions and classes.
+
+Law: assembly reads, checks and freezes; it registers nothing and starts nothing. Everything wrong
+with one definition is raised together.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from flowlet.core.annotations import read_signature
+from flowlet.core.bodies import StepBook, find_class_steps, find_function_steps, find_stray_compensations
+from flowlet.core.definitions import Context, RunDefinition
+from flowlet.core.faults import Faults
+from flowlet.core.pipeline import OnError, PipelineInterpretation, StepRef, build_plan
+from flowlet.core.run import Program
+from flowlet.core.saga import SagaInterpretation
+from flowlet.core.steps import StepDefinition, build_executable
+from flowlet.core.wiring import Wiring, wire
+
+
+def build_function(
+    kind: str, function: Callable[..., Any], *, name: str | None, version: int, namespace: Mapping[str, Any]
+) -> RunDefinition:
+    """Build a definition whose body is an async function.
+
+    Raises:
+        DefinitionError: with everything that is wrong with it and the steps it names.
+    """
+    faults = Faults()
+    _check_version(function, version, faults)
+    if not inspect.iscoroutinefunction(function):
+        faults.add(function, f"the body of a {kind} must be an async def")
+        faults.raise_if_any()
+    title = name or function.__name__
+    book = StepBook(namespace)
+    for mark in find_function_steps(function, namespace):
+        book.learn(mark, faults, method=False)
+    find_stray_compensations(function, namespace, faults)
+    _check_undo(kind, title, book, faults)
+    starter = build_executable(title, function, read_signature(function, namespace, faults), faults, method=False)
+    faults.raise_if_any()
+    assert starter is not None
+
+    def interpret(context: Context, inputs: tuple[Any, ...]) -> SagaInterpretation:
+        async def body(_: Program) -> Any:
+            return await starter.call(None, inputs, context.provided)
+
+        return SagaInterpretation(title, body, book.define, context)
+
+    return _definition(kind, title, version, function, starter, book, interpret)
+
+
+def build_class(
+    kind: str, cls: type, *, name: str | None, version: int, namespace: Mapping[str, Any]
+) -> RunDefinition:
+    """Build a definition whose body is ``async def __call__`` of a class.
+
+    Raises:
+        DefinitionError: with everything that is wrong with the class and its steps.
+    """
+    faults = Faults()
+    _check_version(cls, version, faults)
+    call = inspect.getattr_static(cls, "__call__", None)
+    if not inspect.iscoroutinefunction(call):
+        faults.add(cls, f"needs `async def __call__(self, ...)`, the body of the {kind}")
+        faults.raise_if_any()
+    assert call is not None
+    _check_constructor(cls, namespace, faults)
+    title = name or cls.__name__
+    book = StepBook(namespace)
+    for mark in find_class_steps(cls, faults):
+        book.learn(mark, faults, method=True)
+    for mark in find_function_steps(call, namespace):
+        book.learn(mark, faults, method=False)
+    _check_undo(kind, title, book, faults)
+    starter = build_executable(title, call, read_signature(call, namespace, faults, method=True), faults, method=True)
+    faults.raise_if_any()
+    assert starter is not None
+
+    def interpret(context: Context, inputs: tuple[Any, ...]) -> SagaInterpretation:
+        async def body(_: Program) -> Any:
+            return await starter.call(context.instance, inputs, context.provided)
+
+        return SagaInterpretation(title, body, book.define, context)
+
+    return _definition(kind, title, version, cls, starter, book, interpret)
+
+
+def build_saga(
+    name: str, steps: Sequence[Callable[..., Any]], *, version: int, namespace: Mapping[str, Any]
+) -> RunDefinition:
+    """Build a saga out of a list of steps, performed in order.
+
+    Raises:
+        DefinitionError: with everything that is wrong with the steps and their wiring.
+    """
+    faults = Faults()
+    _check_version(name, version, faults)
+    wiring = wire(name, steps, namespace, faults, any_order=False)
+    faults.raise_if_any()
+    assert wiring is not None
+
+    def interpret(context: Context, inputs: tuple[Any, ...]) -> SagaInterpretation:
+        async def body(program: Program) -> Any:
+            values: list[Any] = []
+            for wired in wiring.steps:
+                values.append(await program.perform(wired.step, wired.arguments(inputs, values)))
+            return values[-1]
+
+        return SagaInterpretation(name, body, _no_marks, context)
+
+    return _definition("saga", name, version, None, wiring.starter, wiring, interpret)
+
+
+def build_pipeline(
+    name: str,
+    steps: Sequence[Callable[..., Any]],
+    *,
+    version: int,
+    namespace: Mapping[str, Any],
+    when: Mapping[StepRef, Callable[..., bool]],
+    on_error: OnError | Mapping[StepRef, OnError],
+) -> RunDefinition:
+    """Build a pipeline out of a list of steps; independent ones run in parallel.
+
+    Raises:
+        DefinitionError: with everything that is wrong with the steps and their wiring.
+    """
+    faults = Faults()
+    _check_version(name, version, faults)
+    wiring = wire(name, steps, namespace, faults, any_order=True)
+    faults.raise_if_any()
+    assert wiring is not None
+    for wired in wiring.steps:
+        if wired.step.compensation is not None:
+            faults.add(name, f"step {wired.step.name!r} has a compensation, but a pipeline undoes nothing; make it a saga")
+    plan = build_plan(wiring, when, on_error, faults)
+    faults.raise_if_any()
+
+    def interpret(context: Context, inputs: tuple[Any, ...]) -> PipelineInterpretation:
+        return PipelineInterpretation(plan, inputs, context)
+
+    return _definition("pipeline", name, version, None, wiring.starter, wiring, interpret)
+
+
+def _check_version(where: Any, version: object, faults: Faults) -> None:
+    if isinstance(version, bool) or not isinstance(version, int) or version < 1:
+        faults.add(where, f"version must be a whole number of at least 1, not {version!r}")
+
+
+def _check_constructor(cls: type, namespace: Mapping[str, Any], faults: Faults) -> None:
+    """flowlet builds the object, on resume as well, so it must know every argument."""
+    if cls.__init__ is object.__init__:  # type: ignore[misc]  # comparing, not calling
+        return
+    for parameter in read_signature(cls.__init__, namespace, faults, method=True).parameters:  # type: ignore[misc]
+        if parameter.required:
+            faults.add(cls, f"__init__ parameter {parameter.name!r} is provided by nothing; give it `= provided`")
+
+
+def _check_undo(kind: str, name: str, book: StepBook, faults: Faults) -> None:
+    if kind != "pipeline":
+        return
+    for step in book.by_mark.values():
+        if step.compensation is not None:
+            faults.add(name, f"step {step.name!r} has a compensation, but a pipeline undoes nothing; make it a saga")
+
+
+def _no_marks(mark: Any, method: bool) -> StepDefinition:
+    raise AssertionError("an assembled saga calls no marks")  # pragma: no cover
+
+
+def _definition(
+    kind: str,
+    name: str,
+    version: int,
+    target: Any,
+    starter: StepDefinition,
+    source: StepBook | Wiring,
+    interpret: Any,
+) -> RunDefinition:
+    if isinstance(source, Wiring):
+        steps = {w.step.name: w.step for w in source.steps}
+        needs = {w.step.name: [source.steps[n].step.name for n in w.needs] for w in source.steps}
+    else:
+        steps = {s.name: s for s in source.by_mark.values()}
+        needs = {}
+    exported = {
+        "kind": kind,
+        "name": name,
+        "version": version,
+        "inputs": [p.name for p in starter.inputs],
+        "steps": [_export_step(s, needs.get(s.name, [])) for s in steps.values()],
+    }
+    return RunDefinition(
+        kind=kind,
+        name=name,
+        version=str(version),
+        target=target,
+        steps=steps,
+        starter=starter,
+        interpret=interpret,
+        exported=exported,
+        homes=[],
+    )
+
+
+def _export_step(step: StepDefinition, needs: list[str]) -> dict[str, Any]:
+    return {
+        "name": step.name,
+        "inputs": [p.name for p in step.inputs],
+        "needs": needs,
+        "attempts": step.retry.attempts if step.retry else 1,
+        "timeout": step.timeout,
+        "compensation": step.compensation.step.name if step.compensation else None,
+    }

@@ -1,0 +1,19 @@
+"""What the code that runs now is part of: a run's body, an attempt of a step, a machine's callback.
+
+Law: these context variables say where the running code belongs, so that a step call finds its run and
+a nested event is noticed. They never decide which `Flowlet` a definition runs on.
+"""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from flowlet.core.run import Run
+
+run_context: ContextVar[Run | None] = ContextVar("flowlet_run", default=None)
+"""The `Run` that the code belongs to; its ``program`` is None inside of a step."""
+
+machine_context: ContextVar[Any] = ContextVar("flowlet_machine", default=None)
+"""The machine whose callbacks are running."""

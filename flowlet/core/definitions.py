@@ -1,0 +1,94 @@
+"""What a registry keeps of a saga, a pipeline or any other definition that runs are made of.
+
+Law: a definition is immutable and knows how to interpret itself over an `Engine`; it does not know
+where it runs, and a registry, a `Flowlet` or a store can be added without it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from typing import Any, Protocol
+from weakref import ReferenceType
+
+import msgspec
+
+from flowlet.core.engine import CurrentTask, Engine
+from flowlet.core.steps import StepDefinition
+
+
+class Interpretation(Protocol):
+    """One run of a definition, in the two phases that a runtime may put into different tasks."""
+
+    @property
+    def undoes(self) -> bool:
+        """Whether ``backward`` has anything to do."""
+        ...
+
+    async def forward(self) -> bytes:
+        """Do what the definition says; return the encoded result, or raise why it failed."""
+        ...
+
+    async def backward(self, error: Exception) -> Undone:
+        """Undo what was done, after ``forward`` has failed; return what came of it."""
+        ...
+
+
+class Undone(msgspec.Struct, frozen=True):
+    """What `Interpretation.backward` did.
+
+    Attributes:
+        steps: keys of the steps that were undone.
+        failed: keys of the steps whose compensation failed for good, with ``errors`` beside.
+    """
+
+    steps: tuple[str, ...] = ()
+    failed: tuple[str, ...] = ()
+    errors: tuple[Exception, ...] = ()
+
+
+class RunDefinition(msgspec.Struct, frozen=True, eq=False, kw_only=True):
+    """A definition that runs are made of.
+
+    Attributes:
+        kind: ``"saga"`` or ``"pipeline"``.
+        version: the definition version that new runs are pinned to.
+        target: the user's function or class, by which it is found again; None when assembled from steps.
+        steps: the steps known at assembly, by name.
+        starter: the definition seen as a call, which binds and encodes the inputs.
+        interpret: makes an `Interpretation` of one run.
+        exported: the definition as plain data.
+        homes: weak references to the registries that keep it, for finding where a direct call runs.
+    """
+
+    kind: str
+    name: str
+    version: str
+    target: Any
+    steps: dict[str, StepDefinition]
+    starter: StepDefinition
+    interpret: Callable[[Context, tuple[Any, ...]], Interpretation]
+    exported: dict[str, Any]
+    homes: list[ReferenceType[Any]]
+
+    def export(self) -> dict[str, Any]:
+        """Return the definition as plain data, as it is stored beside its runs."""
+        return self.exported
+
+
+class Context(msgspec.Struct, frozen=True, eq=False):
+    """What an interpretation is given of the world.
+
+    Attributes:
+        engine: the run's engine.
+        current_task: tells the task that runs now.
+        instance: the object of a class definition, built through its providers.
+        provided: the values of the body's provided parameters, by name.
+    """
+
+    engine: Engine
+    current_task: CurrentTask
+    instance: Any = None
+    provided: dict[str, Any] = {}
+
+
+Body = Callable[..., Coroutine[Any, Any, Any]]

@@ -1,0 +1,131 @@
+"""The immutable definition of a machine: what a class means once it has been read and checked.
+
+Law: a definition is a value; it knows nothing of objects, stores or loops, and nothing changes it after
+`flowlet.core.machine_builder.build_machine` has made it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
+
+import msgspec
+
+from flowlet.core.chart import Candidate, Plans
+from flowlet.core.codec import Codec
+from flowlet.core.faults import nearest
+from flowlet.core.hooks import EventParameters, Transition
+from flowlet.core.machine_data import DataShape, Snapshot
+from flowlet.core.marks import Trigger
+from flowlet.core.states import Configuration, State, States
+from flowlet.errors import MachineError
+
+__all__ = ["MachineDefinition", "Migration", "Transition"]
+
+Migration: TypeAlias = Callable[[dict[str, Any]], dict[str, Any]]
+"""Turns a record of one definition version into one of the next.
+
+It is given, and returns, a dict with the keys ``event`` (None for the creation), ``source`` (None for
+the creation), ``target`` and ``data`` (a dict, or None when the transition left the data as it was).
+"""
+
+
+class MachineDefinition(msgspec.Struct, frozen=True, eq=False, weakref=True):
+    """A machine as assembled.
+
+    Attributes:
+        cls: the user's class.
+        version: the definition version, which every record carries.
+        plans: by event, then by configuration: the candidates in the order they are tried.
+        method_plans: the same for the candidates of one trigger method.
+        methods: the trigger methods, by name.
+        methods_of: the trigger methods of an event, in order.
+        parameters: what the caller of a trigger gives, by method.
+        results: decodes what a trigger returned, by method; None without a usable annotation.
+        snapshot: reads and puts back the attributes that a failed transition must not change.
+        migrations: by the version they start from.
+    """
+
+    cls: type
+    name: str
+    version: int
+    states: States
+    initial: Configuration
+    configurations: Mapping[str, Configuration]
+    candidates: tuple[Candidate, ...]
+    plans: Mapping[str, Plans]
+    method_plans: Mapping[str, Plans]
+    methods: Mapping[str, Trigger]
+    methods_of: Mapping[str, tuple[str, ...]]
+    parameters: Mapping[str, EventParameters]
+    results: Mapping[str, Codec[Any] | None]
+    data: DataShape
+    snapshot: Snapshot
+    migrations: Mapping[int, Migration]
+
+    @property
+    def events(self) -> tuple[str, ...]:
+        """The names of all events."""
+        return tuple(self.plans)
+
+    def configuration(self, ref: Any) -> Configuration:
+        """Return the configuration for a state, given as class, Enum member or name.
+
+        Raises:
+            MachineError: it is no state of this machine.
+        """
+        return self.configurations[self.state(ref).name]
+
+    def state(self, ref: Any) -> State:
+        """Return the state for a class, an Enum member or a name.
+
+        Raises:
+            MachineError: it is no state of this machine.
+        """
+        found = self.states.find(ref)
+        if found is None:
+            raise MachineError(f"{self.name}: {self.states.unknown(ref)}")
+        return found
+
+    def event(self, name: object) -> Plans:
+        """Return the plans of an event.
+
+        Raises:
+            MachineError: there is no such event.
+        """
+        plans = self.plans.get(name) if isinstance(name, str) else None
+        if plans is None:
+            raise MachineError(f"{self.name} has no event {name!r}{nearest(str(name), self.plans)}")
+        return plans
+
+    def targets(self, event: str, source: str) -> set[str]:
+        """Return the states in which an event can leave a machine that was in ``source``."""
+        configuration = self.configurations.get(source)
+        plans = self.plans.get(event, {}).get(configuration, ()) if configuration is not None else ()
+        return {p.target.state for p in plans} | {p.failed.state for p in plans if p.failed is not None}
+
+    def export(self) -> dict[str, Any]:
+        """Describe the machine as plain data that JSON can hold, for tools that have not got the class."""
+        return {
+            "kind": "machine",
+            "name": self.name,
+            "version": self.version,
+            "initial": self.initial.state,
+            "states": [{"name": s.name, "final": s.final} for s in self.states.by_name.values()],
+            "events": list(self.events),
+            "transitions": [_export_candidate(c) for c in self.candidates],
+            "data": list(self.data.names),
+        }
+
+
+def _export_candidate(candidate: Candidate) -> dict[str, Any]:
+    guards = [c.name for c in (candidate.gate, candidate.check) if c is not None]
+    return {
+        "event": candidate.event,
+        "method": candidate.method,
+        "source": candidate.source.name,
+        "target": None if candidate.target is None else candidate.target.name,
+        "guards": guards,
+        "exclusive": candidate.exclusive,
+        "on_error": None if candidate.on_error is None else candidate.on_error.name,
+    }

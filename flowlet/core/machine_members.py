@@ -1,0 +1,190 @@
+"""What a machine's class consists of: its triggers, guards and other methods, with what it inherits.
+
+Law: bases come first and keep their place, so that a subclass that replaces a method does not change the
+order in which candidates are tried. Finding is done here, judging elsewhere; faults are noted, not raised.
+"""
+
+from __future__ import annotations
+
+import enum
+import inspect
+from collections.abc import Iterable, Mapping
+from typing import Any, Generic, Protocol
+
+import msgspec
+
+from flowlet.core.faults import Faults, describe
+from flowlet.core.marks import GUARD, STATE, TRANSITIONS, TransitionMark, Trigger
+from flowlet.core.states import DEFINITION
+
+
+class Members(msgspec.Struct, frozen=True, eq=False):
+    """The attributes of a class and its bases.
+
+    Attributes:
+        all: every attribute by name, the most derived one.
+        triggers: those marked ``@transition``, in order.
+        guards: those marked ``@guard``, by the guard's name.
+    """
+
+    all: Mapping[str, Any]
+    triggers: Mapping[str, Trigger]
+    guards: Mapping[str, Any]
+
+    def marks(self) -> Iterable[TransitionMark]:
+        for trigger in self.triggers.values():
+            yield from trigger.transitions
+
+    def refs(self) -> Iterable[Any]:
+        """Every state reference that a transition makes."""
+        for mark in self.marks():
+            yield from mark.sources
+            yield mark.target
+            yield mark.on_error
+
+
+def refuse_kind(cls: Any, faults: Faults) -> bool:
+    """Note why something cannot be a machine at all; return whether it cannot."""
+    if not isinstance(cls, type):
+        faults.add(describe(cls), "a machine is a class; put @flow.machine on a class")
+        return True
+    reason = _unfit(cls)
+    if reason is not None:
+        faults.add(cls, reason)
+    return reason is not None
+
+
+def _unfit(cls: type) -> str | None:
+    if issubclass(cls, msgspec.Struct):
+        return "a msgspec.Struct cannot be a machine, since it has no room for a state; use a dataclass"
+    if issubclass(cls, enum.Enum):
+        return "an Enum cannot be a machine; its members can be the states of one"
+    if issubclass(cls, (tuple, str, int, float, bytes, frozenset, BaseException)):
+        return f"a subclass of {cls.__mro__[-2].__name__} cannot be a machine; use a dataclass or a plain class"
+    params = getattr(cls, "__dataclass_params__", None)
+    if (params is not None and params.frozen) or _is_frozen_attrs(cls):
+        return "a frozen class cannot be a machine, since its attributes are the machine's data; leave out frozen=True"
+    return None
+
+
+def _is_frozen_attrs(cls: type) -> bool:
+    return hasattr(cls, "__attrs_attrs__") and cls.__setattr__.__name__ == "_frozen_setattrs"
+
+
+def gather(cls: type, faults: Faults) -> Members:
+    """Collect the attributes of a class, its bases first."""
+    found: dict[str, Any] = {}
+    for base in reversed(cls.__mro__[:-1]):
+        if base in (Generic, Protocol):
+            continue
+        for name, member in vars(base).items():
+            _check_override(base, name, member, found, faults)
+            found[name] = member
+    triggers = {n: t for n, m in found.items() if (t := getattr(m, TRANSITIONS, None)) is not None}
+    for name, trigger in triggers.items():
+        if not inspect.iscoroutinefunction(trigger.action):
+            faults.add(_method(cls, name), "a trigger must be a coroutine function: write `async def`")
+        elif not list(inspect.signature(trigger.action).parameters):
+            faults.add(_method(cls, name), "a trigger is a method: give it `self` as its first parameter")
+    return Members(found, triggers, _guards(cls, found, faults))
+
+
+def _check_override(base: type, name: str, member: Any, found: Mapping[str, Any], faults: Faults) -> None:
+    """A method that replaces a trigger or guard must say what it is, or it would silently be neither."""
+    former = found.get(name)
+    if former is None or former is member:
+        return
+    if getattr(former, TRANSITIONS, None) is not None and getattr(member, TRANSITIONS, None) is None:
+        faults.add(_method(base, name), "it overrides a trigger without @transition; put the mark on it, or rename it")
+    elif getattr(former, GUARD, None) is not None and getattr(member, GUARD, None) is None:
+        faults.add(_method(base, name), "it overrides a guard without @guard; put the mark on it, or rename it")
+
+
+def _guards(cls: type, found: Mapping[str, Any], faults: Faults) -> dict[str, Any]:
+    guards: dict[str, Any] = {}
+    for name, member in found.items():
+        label = getattr(member, GUARD, None)
+        if label is None:
+            continue
+        if isinstance(member, (staticmethod, classmethod)):
+            faults.add(_method(cls, name), "a guard is a plain method that takes the machine; leave out the decorator")
+            continue
+        if label in guards:
+            faults.add(cls, f"two guards are called {label!r}; rename one")
+        guards[label] = member
+    return guards
+
+
+def _method(cls: type, name: str) -> str:
+    return f"{describe(cls)}.{name}"
+
+
+def assigned_names(members: Mapping[str, Any]) -> list[str]:
+    """Find the attributes that the methods of a class assign on their own object.
+
+    Together with the data they are what a transition that fails must put back. An assignment made by a
+    function outside of the class is not seen.
+    """
+    names: dict[str, None] = {}
+    for function in _functions(members):
+        code = function.__code__
+        if not code.co_argcount:
+            continue
+        owner = code.co_varnames[0]
+        before: Any = None
+        for instruction in _instructions(function):
+            if instruction.opname in ("STORE_ATTR", "DELETE_ATTR") and _loads(before, owner):
+                names[instruction.argval] = None
+            if instruction.opname != "CACHE":
+                before = instruction
+    return [n for n in names if _is_plain(members.get(n))]
+
+
+def _functions(members: Mapping[str, Any]) -> Iterable[Any]:
+    for name, member in members.items():
+        if name in ("__init__", "__post_init__", "__attrs_post_init__", "__new__"):
+            continue  # what they set, they set before any transition
+        trigger = getattr(member, TRANSITIONS, None)
+        found = [trigger.action] if trigger is not None else [member]
+        if isinstance(member, property):
+            found = [member.fget, member.fset, member.fdel]
+        yield from (f for f in found if inspect.isfunction(f))
+
+
+def _instructions(function: Any) -> Iterable[Any]:
+    import dis
+
+    return dis.get_instructions(function)
+
+
+def _loads(instruction: Any, name: str) -> bool:
+    if instruction is None or not ("LOAD_FAST" in instruction.opname or "LOAD_DEREF" in instruction.opname):
+        return False
+    value = instruction.argval
+    return bool(value == name or (isinstance(value, tuple) and value[-1] == name))
+
+
+def _is_plain(member: Any) -> bool:
+    """Say whether an attribute of the class leaves room for one of the object: no property or other descriptor."""
+    return not hasattr(type(member), "__set__") or inspect.ismemberdescriptor(member)
+
+
+def assigns_nothing(function: Any) -> bool:
+    """Say whether a function neither assigns an attribute nor calls anything that could."""
+    return not any(
+        i.opname.startswith("CALL") or i.opname in ("STORE_ATTR", "DELETE_ATTR", "SEND", "STORE_SUBSCR")
+        for i in _instructions(function)
+    )
+
+
+def overrides(cls: type) -> str | None:
+    """Return what a class that is not assembled itself changes of the machine it inherits, or None."""
+    for base in cls.__mro__:
+        if DEFINITION in vars(base):
+            return None
+        for name, member in vars(base).items():
+            marked = any(getattr(member, mark, None) is not None for mark in (TRANSITIONS, GUARD))
+            state = isinstance(member, type) and STATE in vars(member)
+            if marked or state or name.startswith(("on_enter_", "on_exit_")) or name == "on_transition":
+                return name
+    return None

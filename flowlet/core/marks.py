@@ -1,0 +1,370 @@
+"""The five marks: ``@state @transition @guard @step @compensate``.
+
+Law: a mark annotates and registers nothing. ``@state``, ``@guard`` and ``@compensate`` return what
+they were given; ``@transition`` and ``@step`` return a wrapper of the same signature that is still a
+coroutine function. What the marks mean is decided when a registry assembles them.
+"""
+
+from __future__ import annotations
+
+import enum
+import functools
+import inspect
+from collections.abc import Callable, Coroutine, Sequence
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, cast, overload
+
+import msgspec
+
+from flowlet.core.current import run_context
+from flowlet.core.faults import describe
+from flowlet.core.guards import GuardLike
+from flowlet.core.retry import Retry, Seconds, seconds
+from flowlet.errors import DefinitionError, MachineError, RunError
+
+if TYPE_CHECKING:
+    from types import CodeType
+
+C = TypeVar("C", bound=type[Any])
+F = TypeVar("F", bound=Callable[..., Any])
+AF = TypeVar("AF", bound=Callable[..., Coroutine[Any, Any, Any]])
+
+StateRef: TypeAlias = type[Any] | enum.Enum | str
+
+STATE = "__flowlet_state__"
+TRANSITIONS = "__flowlet_transitions__"
+GUARD = "__flowlet_guard__"
+STEP = "__flowlet_step__"
+COMPENSATES = "__flowlet_compensates__"
+
+
+# ------------------------------------------------------------------ states
+class StateMark:
+    """What ``state(...)`` returns: decorates a class, or is the value of an Enum member.
+
+    Equality is identity, so that two members with equal options do not become aliases.
+
+    Attributes:
+        initial: the machine (or its parent state) starts here.
+        final: nothing leaves it.
+        parallel: its children are regions that are active together.
+        value: anything the user wants to find again at the state.
+    """
+
+    __slots__ = ("final", "initial", "parallel", "value")
+
+    def __init__(
+        self, *, initial: bool = False, final: bool = False, parallel: bool = False, value: object = None
+    ) -> None:
+        self.initial, self.final, self.parallel, self.value = initial, final, parallel, value
+
+    def __call__(self, cls: C, /) -> C:
+        if not isinstance(cls, type):
+            raise DefinitionError([f"{describe(cls)}: @state marks a class nested in the machine's class"])
+        setattr(cls, STATE, self)
+        return cls
+
+
+@overload
+def state(cls: C, /) -> C: ...
+@overload
+def state(*, initial: bool = False, final: bool = False, parallel: bool = False, value: object = None) -> StateMark: ...
+def state(cls: Any = None, /, **options: Any) -> Any:
+    """Mark a nested class as a state of the machine, or make the value of an Enum member that is one.
+
+    Args:
+        initial: the machine starts here; exactly one state says so.
+        final: nothing leaves it.
+        parallel: its children are regions that are active together.
+        value: anything you want to find again at the state.
+
+    Example:
+        >>> from enum import Enum
+        >>> from flowlet import state
+        >>> class Door(Enum):
+        ...     CLOSED = state(initial=True)
+        ...     OPEN = state()
+    """
+    mark = StateMark(**options)
+    return mark if cls is None else mark(cls)
+
+
+# ------------------------------------------------------------------ transitions and guards
+class TransitionMark(msgspec.Struct, frozen=True, eq=False):
+    """One ``@transition`` line, as written.
+
+    Attributes:
+        sources: where it may start; ``"*"`` stands for every state that is not final.
+        target: where it leads, None for an internal transition.
+        event: None for the method's own name.
+    """
+
+    sources: tuple[StateRef, ...]
+    target: StateRef | None
+    event: str | None
+    guard: GuardLike | None
+    exclusive: bool
+    on_conflict: Literal["raise", "retry"]
+    on_error: StateRef | None
+
+
+class Trigger(msgspec.Struct, frozen=True, eq=False):
+    """What hangs on a trigger method: the user's function and its transitions, top line first."""
+
+    action: Callable[..., Any]
+    transitions: tuple[TransitionMark, ...]
+
+
+def transition(
+    source: StateRef | Sequence[StateRef],
+    target: StateRef | None,
+    /,
+    *,
+    event: str | None = None,
+    guard: GuardLike | None = None,
+    exclusive: bool = False,
+    on_conflict: Literal["raise", "retry"] = "raise",
+    on_error: StateRef | None = None,
+) -> Callable[[AF], AF]:
+    """Mark an async method as the action of a transition; calling the method fires its event.
+
+    Args:
+        source: a state, several, or ``"*"`` for all that are not final.
+        target: the state it leads to, or None to stay without running exit and entry hooks.
+        event: the event's name, the method's own by default. Several methods may serve one event.
+        guard: must agree before anything happens; ``can_<event>`` guards by its name alone.
+        exclusive: take a lease on the machine first, so that of several processes only one runs the body.
+        on_conflict: ``"retry"`` loads and tries again when another process was faster.
+        on_error: the state to enter when the body raises.
+
+    Example:
+        >>> from flowlet import Registry, state, transition
+        >>> registry = Registry()
+        >>> @registry.machine
+        ... class Lamp:
+        ...     @state(initial=True)
+        ...     class Off: ...
+        ...     @state
+        ...     class On: ...
+        ...     @transition(Off, On)
+        ...     async def press(self) -> str:
+        ...         return "light"
+        ...     @transition(On, Off)
+        ...     async def release(self) -> None: ...
+    """
+    sources = tuple(source) if isinstance(source, (tuple, list, set, frozenset)) else (source,)
+    mark = TransitionMark(
+        cast("tuple[StateRef, ...]", sources), target, event, guard, exclusive, on_conflict, on_error
+    )
+
+    def annotate(function: AF) -> AF:
+        trigger: Trigger | None = getattr(function, TRANSITIONS, None)
+        action, below = (trigger.action, trigger.transitions) if trigger is not None else (function, ())
+
+        @functools.wraps(action)
+        async def unassembled(self: object, *args: Any, **kwargs: Any) -> Any:
+            name = type(self).__qualname__
+            raise MachineError(f"{name} has not been assembled: put @flow.machine or @registry.machine on the class")
+
+        setattr(unassembled, TRANSITIONS, Trigger(action, (mark, *below)))
+        return cast(AF, unassembled)
+
+    return annotate
+
+
+@overload
+def guard(fn: F, /) -> F: ...
+@overload
+def guard(*, name: str | None = None) -> Callable[[F], F]: ...
+def guard(fn: Any = None, /, *, name: str | None = None) -> Any:
+    """Mark a method as a guard: it answers whether a transition may happen, and changes nothing.
+
+    ``can_<event>`` guards its event by its name; other guards are named in ``guard=`` of a transition.
+
+    Args:
+        name: the name to use instead of the method's.
+
+    Example:
+        >>> from flowlet import guard
+        >>> class Order:
+        ...     total = 0
+        ...     @guard
+        ...     async def can_confirm(self) -> bool:
+        ...         return self.total > 0
+    """
+
+    def annotate(function: F) -> F:
+        setattr(function, GUARD, name or getattr(function, "__name__", str(function)))
+        return function
+
+    return annotate if fn is None else annotate(fn)
+
+
+# ------------------------------------------------------------------ steps
+class StepMark(msgspec.Struct, frozen=True, eq=False):
+    """One ``@step``, as written. ``timeout`` is in seconds.
+
+    Attributes:
+        function: the user's function.
+        compensation: set by ``@compensate``: the marked functions, in the order of marking.
+    """
+
+    function: Callable[..., Any]
+    name: str
+    retry: Retry | None
+    timeout: float | None
+    key: Callable[..., str] | None
+    pivot: bool
+    at_most_once: bool
+    compensate_unknown: bool
+    is_async: bool
+    compensations: list[CompensationMark]
+
+
+class CompensationMark(msgspec.Struct, frozen=True, eq=False):
+    """One ``@compensate``, as written. ``timeout`` is in seconds."""
+
+    function: Callable[..., Any]
+    step: Callable[..., Any]
+    retry: Retry | None
+    timeout: float | None
+
+
+def step_mark(thing: Any) -> StepMark | None:
+    """Return what ``@step`` noted on a function or method, or None."""
+    return getattr(thing, STEP, None)
+
+
+@overload
+def step(fn: F, /) -> F: ...
+@overload
+def step(
+    *,
+    name: str | None = None,
+    retry: Retry | int | None = None,
+    timeout: Seconds | None = None,
+    key: Callable[..., str] | None = None,
+    pivot: bool = False,
+    at_most_once: bool = False,
+    compensate_unknown: bool = False,
+) -> Callable[[F], F]: ...
+def step(
+    fn: Any = None,
+    /,
+    *,
+    name: str | None = None,
+    retry: Retry | int | None = None,
+    timeout: Seconds | None = None,
+    key: Callable[..., str] | None = None,
+    pivot: bool = False,
+    at_most_once: bool = False,
+    compensate_unknown: bool = False,
+) -> Any:
+    """Mark a function as a step: inside a run its result is recorded and it is not executed again.
+
+    Outside a run, and inside another step, the function is just the function.
+
+    Args:
+        name: the step's name, the function's own by default.
+        retry: how to try again after an error; a number is that many attempts in total.
+        timeout: seconds (or a timedelta) that one attempt may take, then it is `StepTimeout`.
+        key: computes the key of a call from its arguments, instead of the name and a counter.
+        pivot: from here on the saga only goes forward.
+        at_most_once: write the intent first, and never repeat an attempt of unknown outcome.
+        compensate_unknown: compensate also when it was interrupted without a record.
+
+    Example:
+        >>> from flowlet import Retry, step
+        >>> @step(retry=Retry(attempts=5, wait=0.2), timeout=10)
+        ... async def charge(amount: int) -> str:
+        ...     return f"charged {amount}"
+    """
+
+    def annotate(function: F) -> F:
+        is_async = inspect.iscoroutinefunction(function)
+        mark = StepMark(
+            function=function,
+            name=name or function.__name__,
+            retry=Retry(attempts=retry) if isinstance(retry, int) else retry,
+            timeout=None if timeout is None else seconds(timeout, "timeout"),
+            key=key,
+            pivot=pivot,
+            at_most_once=at_most_once,
+            compensate_unknown=compensate_unknown,
+            is_async=is_async,
+            compensations=[],
+        )
+        wrapper = _async_step(function, mark) if is_async else _sync_step(function, mark)
+        setattr(wrapper, STEP, mark)
+        return cast(F, wrapper)
+
+    return annotate if fn is None else annotate(fn)
+
+
+def _async_step(function: Callable[..., Any], mark: StepMark) -> Callable[..., Any]:
+    @functools.wraps(function)
+    async def call_step(*args: Any, **kwargs: Any) -> Any:
+        run = run_context.get()
+        if run is None or run.program is None:
+            return await function(*args, **kwargs)
+        return await run.program.call_step(mark, args, kwargs)
+
+    return call_step
+
+
+def _sync_step(function: Callable[..., Any], mark: StepMark) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def call_step(*args: Any, **kwargs: Any) -> Any:
+        run = run_context.get()
+        if run is not None and run.program is not None:
+            raise RunError(
+                f"{mark.name} is a plain def, so a run's body cannot await it: make it async, or assemble it with "
+                'flow.saga("name", ...) or flow.pipeline("name", ...), where flowlet calls it in a worker thread'
+            )
+        return function(*args, **kwargs)
+
+    return call_step
+
+
+STEP_CODE: CodeType = cast("Any", _async_step(lambda: None, cast(Any, None))).__code__
+"""The code of every wrapper made by ``@step``, by which `gather` knows a step call."""
+
+
+def compensate(
+    step: Callable[..., Any],
+    /,
+    *,
+    retry: Retry | int | None = None,
+    timeout: Seconds | None = None,
+) -> Callable[[F], F]:
+    """Mark a function as the compensation of a step: it undoes what the step did.
+
+    Its parameters are filled by name: the step's arguments, the step's result under the step's
+    name, and ``error`` for what started the rollback.
+
+    Args:
+        step: the step, as marked with ``@step``.
+        retry: how to try again after an error; a number is that many attempts in total.
+        timeout: seconds (or a timedelta) that one attempt may take.
+
+    Example:
+        >>> from flowlet import compensate, step
+        >>> @step
+        ... async def charge(amount: int) -> str:
+        ...     return "payment-1"
+        >>> @compensate(charge)
+        ... async def refund(amount: int, charge: str) -> None: ...
+    """
+    policy = Retry(attempts=retry) if isinstance(retry, int) else retry
+    limit = None if timeout is None else seconds(timeout, "timeout")
+
+    def annotate(function: F) -> F:
+        mark = CompensationMark(function, step, policy, limit)
+        setattr(function, COMPENSATES, mark)
+        undone = step_mark(step)
+        if undone is not None:
+            undone.compensations.append(mark)
+        return function
+
+    return annotate
+
+

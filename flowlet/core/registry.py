@@ -1,0 +1,194 @@
+"""The registry: assembles marks into definitions and keeps them by name.
+
+Law: a registry holds definitions and knows nothing of stores or event loops. There is no default one.
+What is put in the place of the user's function or class comes from a subclass (see `flowlet.app`),
+through `_bind_run` and `_bind_machine`.
+"""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from types import ModuleType
+from typing import Any, Protocol
+
+from flowlet.core.assembly import build_class, build_function, build_pipeline, build_saga
+from flowlet.core.definitions import RunDefinition
+from flowlet.core.faults import Faults, describe
+from flowlet.core.machine_builder import build_machine
+from flowlet.core.pipeline import OnError, StepRef
+from flowlet.errors import DefinitionError
+
+ASSEMBLED = "__flowlet_definition__"
+"""The attribute of an assembled function or class that leads to its definition."""
+
+
+class Definition(Protocol):
+    """What all definitions have in common."""
+
+    @property
+    def name(self) -> str:
+        """The name under which a registry keeps it."""
+        ...
+
+    def export(self) -> dict[str, Any]:
+        """Return it as plain data."""
+        ...
+
+
+class BaseRegistry(ABC):
+    """What is common to all registries: assembling, keeping and merging definitions.
+
+    Attributes:
+        definitions: by (name, version).
+    """
+
+    def __init__(self) -> None:
+        self.definitions: dict[tuple[str, str], Any] = {}
+
+    # -------------------------------------------------------------- assembling
+    def assemble_machine(
+        self,
+        cls: type,
+        *,
+        name: str | None,
+        version: int,
+        on_conflict: str,
+        allow: Collection[str],
+        migrate: Mapping[int, Callable[..., Any]] | None,
+        namespace: Mapping[str, Any],
+    ) -> type:
+        """Build a machine's definition, keep it, and return what takes the place of the class.
+
+        Raises:
+            DefinitionError: with everything that is wrong with the class.
+        """
+        faults = Faults()
+        definition = build_machine(
+            cls,
+            name=name or cls.__name__,
+            version=version,
+            on_conflict=on_conflict,
+            allow=frozenset(allow),
+            migrate=migrate,
+            namespace=namespace,
+            faults=faults,
+        )
+        faults.raise_if_any()
+        self.add(definition)
+        return self._bind_machine(definition)
+
+    def assemble_body(
+        self, kind: str, target: Any, *, name: str | None, version: int, namespace: Mapping[str, Any]
+    ) -> Any:
+        """Build a saga or pipeline from an async function or a class, keep it, return its caller.
+
+        Raises:
+            DefinitionError: with everything that is wrong with it.
+        """
+        if isinstance(target, type):
+            definition = build_class(kind, target, name=name, version=version, namespace=namespace)
+        elif callable(target):
+            definition = build_function(kind, target, name=name, version=version, namespace=namespace)
+        else:
+            raise DefinitionError([f"{target!r} cannot be a {kind}: give an async function, a class or a name and steps"])
+        self.add(definition)
+        return self._bind_run(definition)
+
+    def assemble_saga(self, name: str, steps: Sequence[Any], *, version: int, namespace: Mapping[str, Any]) -> Any:
+        """Build a saga from a list of steps, keep it, return its caller.
+
+        Raises:
+            DefinitionError: with everything that is wrong with it.
+        """
+        definition = build_saga(name, steps, version=version, namespace=namespace)
+        self.add(definition)
+        return self._bind_run(definition)
+
+    def assemble_pipeline(
+        self,
+        name: str,
+        steps: Sequence[Any],
+        *,
+        version: int,
+        namespace: Mapping[str, Any],
+        when: Mapping[StepRef, Callable[..., bool]],
+        on_error: OnError | Mapping[StepRef, OnError],
+    ) -> Any:
+        """Build a pipeline from a list of steps, keep it, return its caller.
+
+        Raises:
+            DefinitionError: with everything that is wrong with it.
+        """
+        definition = build_pipeline(
+            name, steps, version=version, namespace=namespace, when=when, on_error=on_error
+        )
+        self.add(definition)
+        return self._bind_run(definition)
+
+    # -------------------------------------------------------------- keeping
+    def add(self, definition: Any) -> None:
+        """Keep a definition.
+
+        Raises:
+            DefinitionError: another definition has its name and version.
+        """
+        key = (definition.name, str(definition.version))
+        present = self.definitions.get(key)
+        if present is not None and present is not definition:
+            raise DefinitionError(
+                [f"{definition.name}: the name is taken by another definition of version {key[1]}; give name= or version="]
+            )
+        self.definitions[key] = definition
+        self._added(definition)
+
+    def merge(self, *sources: ModuleType | BaseRegistry) -> None:
+        """Merge the definitions of registries, and of the registries and assembled objects in modules.
+
+        Raises:
+            DefinitionError: a name is taken by another definition, or a source is neither.
+        """
+        problems: list[str] = []
+        for source in sources:
+            for definition in _definitions_of(source):
+                try:
+                    self.add(definition)
+                except DefinitionError as error:
+                    problems.extend(error.problems)
+        if problems:
+            raise DefinitionError(problems)
+
+    # -------------------------------------------------------------- for the subclass
+    def _added(self, definition: Any) -> None:
+        """Tell the subclass that this registry now holds the definition."""
+
+    @abstractmethod
+    def _bind_run(self, definition: RunDefinition) -> Any:
+        """Return what takes the place of the user's function or class."""
+
+    @abstractmethod
+    def _bind_machine(self, definition: Any) -> type:
+        """Return what takes the place of the user's class."""
+
+
+def _definitions_of(source: Any) -> Iterator[Any]:
+    if isinstance(source, BaseRegistry):
+        yield from source.definitions.values()
+    elif inspect.ismodule(source):
+        for thing in list(vars(source).values()):
+            if isinstance(thing, BaseRegistry):
+                yield from thing.definitions.values()
+            else:
+                definition = definition_of(thing)
+                if definition is not None:
+                    yield definition
+    else:
+        raise DefinitionError([f"include: takes modules and registries, not {describe(source)}"])
+
+
+def definition_of(thing: Any) -> Any:
+    """Return the definition of an assembled function or class, or None."""
+    if isinstance(thing, type):
+        return thing.__dict__.get(ASSEMBLED)
+    return getattr(thing, ASSEMBLED, None) if inspect.isfunction(thing) else None

@@ -1,0 +1,94 @@
+"""The retry policy of a step.
+
+Law: a policy is a value. tenacity's stop, wait and retry objects decide; nothing here sleeps, draws
+a random number or imports tenacity, which is loaded by the runtime after a first failure.
+"""
+
+from __future__ import annotations
+
+import math
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from flowlet.errors import DefinitionError
+
+if TYPE_CHECKING:
+    from tenacity.retry import RetryBaseT
+    from tenacity.stop import StopBaseT
+    from tenacity.wait import WaitBaseT
+
+Seconds: TypeAlias = float | timedelta
+
+
+def seconds(value: Any, what: str) -> float:
+    """Return a duration as seconds; ``what`` names it in the error.
+
+    Raises:
+        DefinitionError: it is no number or timedelta, or is negative or not finite.
+    """
+    if isinstance(value, timedelta):
+        value = value.total_seconds()
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise DefinitionError([f"{what}: must be seconds or a timedelta, not {value!r}"])
+    if not math.isfinite(value) or value < 0:
+        raise DefinitionError([f"{what}: must be finite and not negative, not {value!r}"])
+    return float(value)
+
+
+class Retry:
+    """When and how a failed step is tried again.
+
+    Args:
+        attempts: how often in total, the first included; at least 1.
+        wait: seconds (or a timedelta) before the second attempt, or a tenacity wait object.
+        backoff: each further wait is this many times the one before.
+        jitter: up to so many random seconds are added to each wait.
+        max_wait: no wait is longer than this.
+        on: the exceptions worth another attempt; others fail the step at once.
+        stop: a tenacity stop object, used instead of ``attempts``.
+        retry: a tenacity retry object, used instead of ``on``.
+
+    Raises:
+        DefinitionError: an argument is out of its bounds.
+
+    Example:
+        >>> from flowlet import Retry
+        >>> Retry(attempts=5, wait=0.2, on=TimeoutError)
+        Retry(attempts=5, wait=0.2, backoff=2.0, jitter=0.0, max_wait=60.0)
+    """
+
+    __slots__ = ("attempts", "backoff", "jitter", "max_wait", "on", "retry", "stop", "wait")
+
+    def __init__(
+        self,
+        attempts: int = 3,
+        wait: Seconds | WaitBaseT = 0.1,
+        *,
+        backoff: float = 2.0,
+        jitter: Seconds = 0.0,
+        max_wait: Seconds = 60.0,
+        on: type[Exception] | tuple[type[Exception], ...] = Exception,
+        stop: StopBaseT | None = None,
+        retry: RetryBaseT | None = None,
+    ) -> None:
+        if isinstance(attempts, bool) or not isinstance(attempts, int) or attempts < 1:
+            raise DefinitionError([f"Retry: attempts must be a whole number of at least 1, not {attempts!r}"])
+        if not isinstance(backoff, (int, float)) or not math.isfinite(backoff) or backoff < 1:
+            raise DefinitionError([f"Retry: backoff must be a number of at least 1, not {backoff!r}"])
+        kinds = on if isinstance(on, tuple) else (on,)
+        if not all(isinstance(k, type) and issubclass(k, Exception) for k in kinds):
+            raise DefinitionError([f"Retry: on must be an exception class or a tuple of them, not {on!r}"])
+        self.attempts = attempts
+        self.wait: Any = wait if callable(wait) else seconds(wait, "Retry: wait")
+        self.backoff = float(backoff)
+        self.jitter = seconds(jitter, "Retry: jitter")
+        self.max_wait = seconds(max_wait, "Retry: max_wait")
+        self.on = kinds
+        self.stop: Any = stop
+        self.retry: Any = retry
+
+    def __repr__(self) -> str:
+        return (
+            f"Retry(attempts={self.attempts}, wait={self.wait!r}, backoff={self.backoff}, "
+            f"jitter={self.jitter}, max_wait={self.max_wait})"
+        )

@@ -1,0 +1,268 @@
+"""Step definitions: a ``@step`` with its types resolved and its compensation attached.
+
+Law: a definition is immutable and complete; whatever can be known before a step runs (parameters,
+codecs, what a compensation is given) is worked out here, at assembly.
+"""
+
+from __future__ import annotations
+
+import inspect
+import zlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import msgspec
+
+from flowlet.core.annotations import MISSING, Parameter, Signature, codec_for, read_signature
+from flowlet.core.codec import Codec
+from flowlet.core.faults import Faults, describe, nearest
+from flowlet.core.marks import CompensationMark, StepMark, step_mark
+from flowlet.core.retry import Retry
+from flowlet.errors import EncodeError
+
+Provide = Callable[[Any], Any]
+"""Gives the value for a provided parameter's annotation."""
+
+_encode_input = msgspec.msgpack.Encoder(order="deterministic").encode
+_NONE = b"\xc0"
+
+
+class StepDefinition(msgspec.Struct, frozen=True, eq=False, kw_only=True):
+    """A step (or a compensation, which is executed the same way).
+
+    Attributes:
+        function: the user's function, unwrapped.
+        is_async: False for a plain def, which runs in a worker thread.
+        method: it takes the saga's instance first.
+        inputs: parameters that the caller gives.
+        providers: parameters that flowlet fills, by annotation.
+        result: the codec of what it returns.
+        input: the codec of the tuple of its inputs.
+        positional: so many inputs are passed by position, the others by their names, ``keywords``.
+        compensation: how to undo it, or None.
+        timeout: seconds that one attempt may take.
+    """
+
+    name: str
+    function: Callable[..., Any]
+    is_async: bool
+    method: bool
+    inputs: tuple[Parameter, ...]
+    providers: tuple[Parameter, ...]
+    result: Codec[Any]
+    input: Codec[Any]
+    signature: inspect.Signature
+    positional: int
+    keywords: tuple[str, ...]
+    retry: Retry | None = None
+    timeout: float | None = None
+    key: Callable[..., str] | None = None
+    compensation: CompensationDefinition | None = None
+
+    def bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
+        """Return the inputs in the order of the parameters, defaults filled in.
+
+        Raises:
+            TypeError: as Python itself would for such a call.
+        """
+        if not kwargs and len(args) == len(self.inputs):
+            return args
+        bound = self.signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        return tuple(bound.arguments[p.name] for p in self.inputs)
+
+    def call(self, owner: object | None, args: tuple[Any, ...], provided: dict[str, Any] | None) -> Any:
+        """Call the user's function with bound inputs; the result of an async one must be awaited."""
+        named = dict(zip(self.keywords, args[self.positional :], strict=True)) if self.keywords else {}
+        if provided:
+            named.update(provided)
+        head = args[: self.positional] if self.keywords else args
+        if owner is None:
+            return self.function(*head, **named)
+        return self.function(owner, *head, **named)
+
+    def encode_input(self, args: tuple[Any, ...]) -> bytes:
+        """Encode bound inputs.
+
+        Raises:
+            EncodeError: one of them cannot be stored.
+        """
+        try:
+            return _encode_input(args)
+        except (TypeError, ValueError, OverflowError, RecursionError) as error:
+            raise EncodeError(
+                f"an argument of step {self.name!r} cannot be stored: {error}; pass data, and take services "
+                "through a parameter with the default `provided`"
+            ) from error
+
+    def decode(self, value: bytes) -> Any:
+        """Decode a recorded result to the annotated type."""
+        if value == _NONE and self.result.type is None:
+            return None
+        return self.result.decode(value, f"the result of step {self.name!r}")
+
+
+class CompensationDefinition(msgspec.Struct, frozen=True, eq=False, kw_only=True):
+    """How a step is undone.
+
+    Attributes:
+        step: the compensation as something to execute; its inputs are chosen by ``sources``.
+        sources: where each input comes from: the index of the step's input, ``RESULT`` or ``ERROR``.
+    """
+
+    step: StepDefinition
+    sources: tuple[int, ...]
+
+
+RESULT = -1
+ERROR = -2
+
+
+def digest(input: bytes) -> int:
+    """Return the checksum by which a replay recognises a step's input."""
+    return zlib.crc32(input)
+
+
+def build_step(mark: StepMark, namespace: Mapping[str, Any], faults: Faults, *, method: bool) -> StepDefinition | None:
+    """Resolve one ``@step``, noting its faults; None when it cannot be used."""
+    before = len(faults.problems)
+    signature = read_signature(mark.function, namespace, faults, method=method)
+    step = build_executable(mark.name, mark.function, signature, faults, method=method)
+    if len(mark.compensations) > 1:
+        names = ", ".join(describe(c.function) for c in mark.compensations)
+        faults.add(mark.function, f"has {len(mark.compensations)} compensations ({names}); keep one")
+    compensation = None
+    if len(mark.compensations) == 1:
+        compensation = build_compensation(mark.compensations[0], mark.name, signature, namespace, faults, method)
+    if step is None or len(faults.problems) > before:
+        return None
+    return msgspec.structs.replace(
+        step, retry=mark.retry, timeout=mark.timeout, key=mark.key, compensation=compensation
+    )
+
+
+def build_executable(
+    name: str, function: Callable[..., Any], signature: Signature, faults: Faults, *, method: bool
+) -> StepDefinition | None:
+    """Make a definition of something that is called with recorded inputs; None when it has faults."""
+    if signature.variadic:
+        faults.add(function, "a step takes *args or **kwargs; name its parameters, so that they can be recorded")
+    result = codec_for(signature.result, function, "its result", faults)
+    for parameter in signature.inputs:
+        codec_for(parameter.annotation, function, f"parameter {parameter.name!r}", faults)
+    for parameter in signature.providers:
+        if parameter.annotation is MISSING:
+            faults.add(function, f"provided parameter {parameter.name!r} has no annotation to choose its value by")
+    types = tuple(p.annotation for p in signature.inputs)
+    if result is None or any(t is MISSING or t is Any for t in types):
+        return None
+    try:
+        input_codec: Codec[Any] = Codec(tuple[types])  # type: ignore[valid-type]  # built from annotations
+    except (TypeError, ValueError):
+        return None  # each parameter's own fault has been noted above
+    return StepDefinition(
+        name=name,
+        function=function,
+        is_async=inspect.iscoroutinefunction(function),
+        method=method,
+        inputs=signature.inputs,
+        providers=signature.providers,
+        result=result,
+        input=input_codec,
+        signature=_input_signature(function, signature, method),
+        positional=_positional(signature),
+        keywords=tuple(p.name for p in signature.inputs[_positional(signature) :]),
+    )
+
+
+def _positional(signature: Signature) -> int:
+    """Count the inputs that can be passed by position: those before a provided or keyword-only one."""
+    count = 0
+    for parameter in signature.parameters:
+        if parameter.provided or parameter.kind is inspect.Parameter.KEYWORD_ONLY:
+            break
+        count += 1
+    return count
+
+
+def _input_signature(function: Callable[..., Any], signature: Signature, method: bool) -> inspect.Signature:
+    """Return the signature of a call: without ``self`` and the provided parameters."""
+    raw = list(inspect.signature(function).parameters.values())[1 if method else 0 :]
+    names = {p.name for p in signature.inputs}
+    return inspect.Signature([p for p in raw if p.name in names])
+
+
+def build_compensation(
+    mark: CompensationMark,
+    step_name: str,
+    step: Signature,
+    namespace: Mapping[str, Any],
+    faults: Faults,
+    method: bool,
+) -> CompensationDefinition | None:
+    """Resolve one ``@compensate``: each parameter must be an argument of the step, its name, or ``error``."""
+    signature = read_signature(mark.function, namespace, faults, method=method)
+    places = {p.name: i for i, p in enumerate(step.inputs)}
+    sources: list[int] = []
+    used: list[Parameter] = []
+    for parameter in signature.inputs:
+        if parameter.name in places:
+            sources.append(places[parameter.name])
+        elif parameter.name == step_name or parameter.name == getattr(mark.step, "__name__", None):
+            sources.append(RESULT)
+        elif parameter.name == "error":
+            sources.append(ERROR)
+        elif parameter.required:
+            known = [*places, step_name, "error"]
+            faults.add(
+                mark.function,
+                f"parameter {parameter.name!r} is provided by nothing; a compensation of {step_name!r} may take "
+                f"{', '.join(known)}{nearest(parameter.name, known)}",
+            )
+            continue
+        else:
+            continue
+        used.append(parameter)
+    if not inspect.iscoroutinefunction(mark.function) and inspect.isasyncgenfunction(mark.function):
+        faults.add(mark.function, "is an async generator; a compensation is an async def or a def")
+    shown = Signature(tuple(used) + signature.providers, type(None), signature.variadic)
+    stored = [p for p, s in zip(used, sources, strict=True) if s != ERROR]
+    for parameter in stored:
+        codec_for(parameter.annotation, mark.function, f"parameter {parameter.name!r}", faults)
+    return CompensationDefinition(
+        step=StepDefinition(
+            name=getattr(mark.function, "__name__", "compensation"),
+            function=mark.function,
+            is_async=inspect.iscoroutinefunction(mark.function),
+            method=method,
+            inputs=tuple(used),
+            providers=signature.providers,
+            result=Codec(Any),
+            input=Codec(Any),
+            signature=_input_signature(mark.function, shown, method),
+            positional=0,
+            keywords=tuple(p.name for p in used),
+            retry=mark.retry,
+            timeout=mark.timeout,
+        ),
+        sources=tuple(sources),
+    )
+
+
+def plain_mark(function: Callable[..., Any]) -> StepMark:
+    """Return the mark of a function: its own, or the one that a bare ``@step`` would make."""
+    mark = step_mark(function)
+    if mark is not None:
+        return mark
+    return StepMark(
+        function=function,
+        name=getattr(function, "__name__", repr(function)),
+        retry=None,
+        timeout=None,
+        key=None,
+        pivot=False,
+        at_most_once=False,
+        compensate_unknown=False,
+        is_async=inspect.iscoroutinefunction(function),
+        compensations=[],
+    )

@@ -1,0 +1,272 @@
+"""Every error flowlet raises, in one tree with the root `FlowletError`.
+
+Law: an error carries what happened as attributes, and its message says what to do next. Drivers' and
+libraries' own exceptions never pass a flowlet boundary; they are the ``__cause__`` of one of these.
+This module imports nothing of flowlet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+__all__ = [
+    "AlreadyDecided",
+    "ApprovalRejected",
+    "CompensationFailed",
+    "ConfigError",
+    "Conflict",
+    "DecodeError",
+    "DefinitionError",
+    "EncodeError",
+    "FlowletError",
+    "HistoryMismatch",
+    "HookFailed",
+    "IdConflict",
+    "LeaseLost",
+    "MachineError",
+    "MissingExtra",
+    "PayloadTooLarge",
+    "RunCancelled",
+    "RunError",
+    "RunFinished",
+    "RunNotFound",
+    "RunParked",
+    "StepFailed",
+    "StepTimeout",
+    "StoreError",
+    "StoreUnavailable",
+    "TransitionNotAllowed",
+]
+
+
+class FlowletError(Exception):
+    """Root of all errors that flowlet raises."""
+
+
+# ------------------------------------------------------------------ definitions
+class DefinitionError(FlowletError):
+    """A definition has faults; all of them are listed at once.
+
+    Attributes:
+        problems: one sentence per fault, naming the class or function and what to change.
+    """
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        self.problems: tuple[str, ...] = tuple(problems)
+        many = "1 problem" if len(self.problems) == 1 else f"{len(self.problems)} problems"
+        super().__init__(f"{many} in the definition:\n" + "\n".join(f"  - {p}" for p in self.problems))
+
+    def __reduce__(self) -> tuple[type[DefinitionError], tuple[tuple[str, ...]]]:
+        return type(self), (self.problems,)
+
+
+# ------------------------------------------------------------------ machines
+class MachineError(FlowletError):
+    """A machine was used in a way that it does not allow."""
+
+
+class TransitionNotAllowed(MachineError):
+    """The event cannot fire now; the machine is as it was.
+
+    Attributes:
+        event: the event's name.
+        state: the state the machine is in.
+        reason: ``"no_transition"`` when no transition for this event leaves the state,
+            ``"guard"`` when one does and its guard refused.
+        guard: the name of the guard that refused, or None.
+    """
+
+    event: str
+    state: str
+    reason: Literal["no_transition", "guard"]
+    guard: str | None
+
+    def __init__(
+        self,
+        event: str,
+        state: str,
+        reason: Literal["no_transition", "guard"],
+        guard: str | None = None,
+        hint: str = "",
+    ) -> None:
+        self.event, self.state, self.reason, self.guard = event, state, reason, guard
+        self._hint = hint
+        # The message is built when somebody reads it: a refusal is an answer, often a frequent one.
+        super().__init__(event, state, reason, guard, hint)
+
+    def __str__(self) -> str:
+        if self.reason == "guard":
+            text = f"event {self.event!r} was refused in state {self.state!r} by guard {self.guard!r}"
+        else:
+            text = f"no transition for event {self.event!r} leaves state {self.state!r}"
+        return f"{text}; {self._hint}" if self._hint else text
+
+
+class HookFailed(MachineError):
+    """A hook raised; its own exception is the ``__cause__``.
+
+    Attributes:
+        committed: True when the transition had been committed before the hook ran, so that the
+            machine *is* in its new state.
+    """
+
+    committed: bool
+
+    def __init__(self, message: str, committed: bool = False) -> None:
+        self.committed = committed
+        super().__init__(message)
+
+    def __reduce__(self) -> tuple[type[HookFailed], tuple[str, bool]]:
+        return type(self), (str(self), self.committed)
+
+
+# ------------------------------------------------------------------ runs
+class RunError(FlowletError):
+    """A run did not do what was asked of it."""
+
+
+class RunNotFound(RunError):
+    """No run (or machine) has this id in the store."""
+
+
+class IdConflict(RunError):
+    """The id is taken by another definition or by another input."""
+
+
+class RunFinished(RunError):
+    """The run has ended, so it can no longer be changed."""
+
+
+class RunParked(RunError):
+    """The run needs an operator before it can go on; nothing of it is lost.
+
+    Attributes:
+        reason: why it was parked, with the step, what was expected and what was found.
+    """
+
+    reason: str
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        super().__init__(reason)
+
+
+class RunCancelled(RunError):
+    """The run was cancelled and what it had done was compensated."""
+
+
+class StepFailed(RunError):
+    """A step failed for good and its exception could not be rebuilt in this process.
+
+    Attributes:
+        step: the step's key.
+        attempts: how often it was tried.
+        type: the qualified name of the original exception's class.
+    """
+
+    step: str
+    attempts: int
+    type: str
+
+    def __init__(self, message: str, step: str = "", attempts: int = 1, type: str = "") -> None:
+        self.step, self.attempts, self.type = step, attempts, type
+        super().__init__(message)
+
+    def __reduce__(self) -> tuple[type[StepFailed], tuple[str, str, int, str]]:
+        return StepFailed, (str(self), self.step, self.attempts, self.type)
+
+
+class StepTimeout(RunError, TimeoutError):
+    """A step did not end within its ``timeout=`` seconds and was cancelled."""
+
+
+class CompensationFailed(RunError, ExceptionGroup[Exception]):
+    """One or more compensations failed for good; the others have run.
+
+    It is itself the group of their exceptions (``.exceptions``), and the ``__cause__`` of the
+    error that started the rollback.
+
+    Attributes:
+        failed: the keys of the steps whose effects still stand.
+    """
+
+    failed: tuple[str, ...]
+
+    def __new__(cls, failed: Sequence[str], errors: Sequence[Exception]) -> CompensationFailed:
+        what = ", ".join(failed)
+        text = f"compensation failed for {what}: what these steps did still stands; mend the cause, then resume the run"
+        self = super().__new__(cls, text, list(errors))
+        self.failed = tuple(failed)
+        return self
+
+    def __init__(self, failed: Sequence[str], errors: Sequence[Exception]) -> None:
+        """Accept what `__new__` took; the group has been built there."""
+
+
+class ApprovalRejected(RunError):
+    """The approval chain ended without approval."""
+
+
+class AlreadyDecided(RunError):
+    """This person has already decided on this level, or the chain has ended."""
+
+
+class HistoryMismatch(RunError):
+    """What is recorded does not fit the definition that reads it."""
+
+
+# ------------------------------------------------------------------ stores
+class StoreError(FlowletError):
+    """The store refused or could not do what was asked."""
+
+
+class Conflict(StoreError):
+    """Somebody else wrote first; nothing of this write was stored.
+
+    Attributes:
+        expected: the version the writer had seen.
+        actual: the version that is there.
+        id: the run or machine.
+    """
+
+    expected: int
+    actual: int
+    id: str
+
+    def __init__(self, expected: int, actual: int, id: str = "") -> None:
+        self.expected, self.actual, self.id = expected, actual, id
+        super().__init__(expected, actual, id)
+
+    def __str__(self) -> str:
+        name = repr(self.id) if self.id else "it"
+        return f"{name} is at version {self.actual}, not {self.expected}: somebody else wrote first; load it again"
+
+
+class LeaseLost(StoreError):
+    """The writer no longer owns the run: its lease ran out and somebody else may have taken it."""
+
+
+class EncodeError(StoreError):
+    """A value cannot be stored; make it a msgspec type (Struct, dataclass, datetime, UUID, ...)."""
+
+
+class DecodeError(StoreError):
+    """Stored bytes do not decode to the annotated type, or are damaged."""
+
+
+class StoreUnavailable(StoreError):
+    """The store cannot be reached or opened now; nothing was lost, try again when it is back."""
+
+
+class PayloadTooLarge(StoreError):
+    """A value is larger than the store accepts; store it elsewhere and keep a reference."""
+
+
+# ------------------------------------------------------------------ configuration
+class ConfigError(FlowletError):
+    """A setting is wrong; the message names it, its value and what is allowed."""
+
+
+class MissingExtra(FlowletError, ImportError):
+    """An optional dependency is not installed; the message has the exact ``pip install`` line."""

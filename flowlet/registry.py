@@ -1,0 +1,144 @@
+"""`Registry`: the public registry, which joins definitions with the runtime that executes them.
+
+Law: it puts callers and triggers in the place of the user's functions and classes. Which `Flowlet` a
+direct call runs on is asked when the call is made; there is no default one.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import weakref
+from collections.abc import Coroutine
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from flowlet.assembler import Assembler
+from flowlet.core.annotations import Parameter
+from flowlet.core.definitions import RunDefinition
+from flowlet.core.registry import ASSEMBLED, BaseRegistry
+from flowlet.core.run import Run, make_caller
+from flowlet.core.steps import StepDefinition
+from flowlet.errors import FlowletError
+from flowlet.runtime.machine_install import install_machine
+
+if TYPE_CHECKING:
+    from flowlet.app import Flowlet
+
+
+class Registry(BaseRegistry, Assembler):
+    """Assembles marked functions and classes into definitions, and keeps them.
+
+    Give it to a `Flowlet`, or let several include it. A module of definitions needs no `Flowlet`.
+
+    Example:
+        >>> from flowlet import Flowlet, Registry
+        >>> registry = Registry()
+        >>> flow = Flowlet(registry=registry)
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._flowlets: list[weakref.ref[Flowlet]] = []
+
+    @property
+    def registry(self) -> Registry:
+        """The registry itself."""
+        return self
+
+    def attach(self, flowlet: Flowlet) -> None:
+        """Note that a `Flowlet` runs what is in this registry."""
+        self._flowlets.append(weakref.ref(flowlet, self._flowlets.remove))
+
+    def flowlets(self) -> list[Flowlet]:
+        """Return the living ones that run what is in this registry."""
+        return [f for f in (ref() for ref in self._flowlets) if f is not None]
+
+    def _added(self, definition: Any) -> None:
+        if isinstance(definition, RunDefinition) and all(home() is not self for home in definition.homes):
+            definition.homes.append(weakref.ref(self, definition.homes.remove))
+
+    def _bind_machine(self, definition: Any) -> type:
+        cls = install_machine(definition)
+        setattr(cls, ASSEMBLED, definition)
+        return cls
+
+    def _bind_run(self, definition: RunDefinition) -> Any:
+        target = definition.target
+        if isinstance(target, type):
+            return _bind_class(target, definition)
+        caller = make_caller(_child_step(definition), functools.partial(_run_directly, definition, None))
+        if target is not None:
+            functools.update_wrapper(caller, target)
+        else:
+            caller.__name__ = caller.__qualname__ = definition.name
+            caller.__signature__ = definition.starter.signature  # type: ignore[attr-defined]
+        setattr(caller, ASSEMBLED, definition)
+        return caller
+
+
+def _bind_class(cls: type, definition: RunDefinition) -> type:
+    """Let ``await Checkout(...)(order)`` be a run; inside its own body, ``__call__`` stays the user's."""
+    body = definition.starter.function
+    step = _child_step(definition)
+
+    @functools.wraps(body)
+    async def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return await make_caller(step, functools.partial(_run_directly, definition, self))(*args, **kwargs)
+
+    cls.__call__ = call  # type: ignore[method-assign]  # the class keeps everything else
+    setattr(cls, ASSEMBLED, definition)
+    return cls
+
+
+async def _run_directly(
+    definition: RunDefinition, instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any], run: Run | None
+) -> Any:
+    flowlet = find_flowlet(definition)
+    inputs = definition.starter.bind(args, kwargs)
+    # Called by a step: the same call finds the same run when the step is tried again.
+    id = None if run is None else run.event_key("run", definition.name)
+    return await flowlet.runs.execute(definition, inputs, id, instance)
+
+
+def find_flowlet(definition: RunDefinition) -> Flowlet:
+    """Return the one `Flowlet` that a direct call of the definition runs on.
+
+    Raises:
+        FlowletError: there is none, or more than one.
+    """
+    found = {id(f): f for home in definition.homes if (registry := home()) for f in registry.flowlets()}
+    if len(found) == 1:
+        return next(iter(found.values()))
+    if not found:
+        raise FlowletError(
+            f"{definition.name!r} was called, but no Flowlet includes it: flow.include(registry), or "
+            "Flowlet(registry=...)"
+        )
+    raise FlowletError(
+        f"{definition.name!r} was called, but {len(found)} Flowlets include it: say which one with "
+        f"flow.execute({definition.name}, ...)"
+    )
+
+
+def _child_step(definition: RunDefinition) -> StepDefinition:
+    """Describe a definition as a step of a parent run: starting the child, or finding it, and waiting."""
+
+    async def run_child(*args: Any, run: Run) -> Any:
+        return await find_flowlet(definition).runs.execute(definition, args, run.idempotency_key)
+
+    run = Parameter("run", Run, inspect.Parameter.KEYWORD_ONLY, required=False, provided=True)
+    return msgspec.structs.replace(
+        definition.starter,
+        name=definition.name,
+        function=run_child,
+        is_async=True,
+        method=False,
+        providers=(run,),
+        positional=len(definition.starter.inputs),
+        keywords=(),
+        retry=None,
+        timeout=None,
+        key=None,
+    )

@@ -1,0 +1,41 @@
+"""Driving a body, to notice when it waits for something that is not flowlet's.
+
+Law: a record may wait for the next one, so that both are one commit, but not while the body is
+elsewhere: as soon as it suspends with a record unsaved, the record is saved beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Coroutine, Generator
+from typing import Any
+
+from flowlet.runtime.engine import LocalEngine
+
+
+class Drive:
+    """Awaitable that runs a coroutine in the awaiting task and watches its suspensions."""
+
+    __slots__ = ("_coroutine", "_engine")
+
+    def __init__(self, coroutine: Coroutine[Any, Any, bytes], engine: LocalEngine) -> None:
+        self._coroutine = coroutine
+        self._engine = engine
+
+    def __await__(self) -> Generator[Any, Any, bytes]:
+        coroutine, engine = self._coroutine, self._engine
+        try:
+            waited = coroutine.send(None)
+            while True:
+                if engine.journal.pending:
+                    engine.save_soon()
+                try:
+                    value = yield waited
+                except GeneratorExit:
+                    coroutine.close()
+                    raise
+                except BaseException as error:
+                    waited = coroutine.throw(error)
+                else:
+                    waited = coroutine.send(value)
+        except StopIteration as stop:
+            return stop.value  # type: ignore[no-any-return]  # a coroutine of bytes

@@ -1,0 +1,225 @@
+"""Handles: looking at a run, waiting for it, and what is reported of it.
+
+Law: a handle holds an id and asks the store; whether the run is executed in this process, in another
+one or in none changes only how soon the answer comes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any, Generic, Literal, Protocol, TypeAlias, TypeVar, cast
+
+import msgspec
+
+from flowlet.core.codec import Codec
+from flowlet.core.definitions import RunDefinition
+from flowlet.core.failures import Failure
+from flowlet.core.pipeline import SKIPPED
+from flowlet.core.run_records import (
+    AttemptErred,
+    Ended,
+    Noted,
+    Parked,
+    RunRecord,
+    StepEnded,
+    StepErred,
+    StepStopped,
+)
+from flowlet.store import Head
+
+R_co = TypeVar("R_co", covariant=True)
+
+Status: TypeAlias = Literal[
+    "pending",
+    "running",
+    "waiting",
+    "completed",
+    "failed",
+    "cancelled",
+    "compensating",
+    "compensated",
+    "compensation_failed",
+    "needs_attention",
+    "parked",
+]
+
+_anything: Codec[Any] = Codec(Any)
+
+
+class StepReport(msgspec.Struct, frozen=True):
+    """What became of one step.
+
+    Attributes:
+        name: its key: the step's name, with an ordinal from the second call on.
+        value: its result; None unless it completed.
+        status: ``"completed"``, ``"failed"``, ``"cancelled"``, ``"retrying"`` or ``"skipped"``.
+        attempts: how often it was tried, as far as recorded.
+        seconds: how long its attempts took together.
+        error: type and message of its (last) error.
+    """
+
+    name: str
+    value: Any
+    status: str
+    attempts: int
+    seconds: float
+    error: str | None = None
+
+
+class RunReport(msgspec.Struct, frozen=True):
+    """What became of a run so far; ``steps`` are in the order of their records."""
+
+    status: Status
+    steps: Mapping[str, StepReport]
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True):
+    """One record of a run's journal, for people and tools.
+
+    Attributes:
+        seq: its number, from 1 without gap.
+        kind: what it says, such as ``"started"``, ``"step_completed"`` or ``"completed"``.
+        at: seconds of the store's clock.
+        step: the step's key, where it speaks of one.
+        error: type and message, where it speaks of an error.
+    """
+
+    seq: int
+    kind: str
+    at: float
+    step: str | None = None
+    attempt: int | None = None
+    seconds: float | None = None
+    error: str | None = None
+
+
+class HandleSource(Protocol):
+    """What a handle needs of the process it is in."""
+
+    async def head(self, id: str) -> Head: ...
+    async def records(self, id: str) -> Sequence[RunRecord]: ...
+    def stream(self, id: str) -> AsyncIterator[tuple[int, RunRecord]]: ...
+    async def result(self, id: str, definition: RunDefinition | None) -> Any: ...
+    async def resume(self, id: str) -> None: ...
+    def definition_of(self, head: Head) -> RunDefinition | None: ...
+
+
+class Handle(Generic[R_co]):
+    """A run, by its id.
+
+    Attributes:
+        id: the run's id, which is its idempotency key.
+    """
+
+    __slots__ = ("_definition", "_source", "id")
+
+    def __init__(self, id: str, source: HandleSource, definition: RunDefinition | None = None) -> None:
+        self.id = id
+        self._source = source
+        self._definition = definition
+
+    async def result(self) -> R_co:
+        """Wait for the end of the run and return its result.
+
+        Raises:
+            Exception: what the run failed with, its failed compensations attached as the last cause.
+            RunParked: it needs an operator.
+            RunNotFound: there is no such run.
+        """
+        return cast(R_co, await self._source.result(self.id, self._definition))
+
+    async def status(self) -> Status:
+        """Return where the run stands.
+
+        Raises:
+            RunNotFound: there is no such run.
+        """
+        return cast(Status, (await self._source.head(self.id)).status)
+
+    async def report(self) -> RunReport:
+        """Return every step's value, status, attempts and seconds, as recorded so far.
+
+        Raises:
+            RunNotFound: there is no such run.
+        """
+        head = await self._source.head(self.id)
+        definition = self._definition or self._source.definition_of(head)
+        return build_report(head, await self._source.records(self.id), definition)
+
+    async def resume(self) -> None:
+        """Let a parked run go on: the cause has been mended.
+
+        Raises:
+            RunFinished: it has ended.
+            RunNotFound: there is no such run.
+        """
+        await self._source.resume(self.id)
+
+    async def history(self) -> AsyncIterator[Record]:
+        """Yield the run's records in order, without loading them all."""
+        async for seq, record in self._source.stream(self.id):
+            yield _show(seq, record)
+
+    def __repr__(self) -> str:
+        return f"<Handle of run {self.id!r}>"
+
+
+def build_report(head: Head, records: Sequence[RunRecord], definition: RunDefinition | None) -> RunReport:
+    """Fold a journal into what became of each step."""
+    steps: dict[str, StepReport] = {}
+    for record in records:
+        if isinstance(record, (AttemptErred, StepEnded, StepErred)):
+            past = steps.get(record.key)
+            seconds = record.seconds + (past.seconds if past else 0.0)
+            value, error = None, None
+            if isinstance(record, StepEnded):
+                value, status = _value(record, definition), "completed"
+            else:
+                status = "retrying" if isinstance(record, AttemptErred) else "failed"
+                error = _name_failure(record.error)
+            steps[record.key] = StepReport(record.key, value, status, record.attempt, seconds, error)
+        elif isinstance(record, StepStopped):
+            steps[record.key] = StepReport(record.key, None, "cancelled", 1, 0.0)
+        elif isinstance(record, Noted) and record.key.startswith(SKIPPED):
+            name = record.key[len(SKIPPED) :]
+            reason = _anything.decode(record.value, "a note")
+            steps[name] = StepReport(name, None, "skipped", 0, 0.0, str(reason))
+    return RunReport(cast(Status, head.status), steps)
+
+
+def _value(record: StepEnded, definition: RunDefinition | None) -> Any:
+    """Decode a step's result as its definition says, or to plain data when that is not known here."""
+    step = None if definition is None else definition.steps.get(record.key.partition("#")[0].partition(":")[0])
+    return _anything.decode(record.value, record.key) if step is None else step.decode(record.value)
+
+
+def _name_failure(failure: Failure) -> str:
+    return f"{failure.type.partition(':')[2]}: {failure.message}"
+
+
+_KINDS = {
+    "Started": "started",
+    "StepEnded": "step_completed",
+    "StepErred": "step_failed",
+    "StepStopped": "step_cancelled",
+    "AttemptErred": "attempt_failed",
+    "Parked": "parked",
+}
+
+
+def _show(seq: int, record: RunRecord) -> Record:
+    kind = _KINDS.get(type(record).__name__, "")
+    error = getattr(record, "error", None)
+    if isinstance(record, Noted):
+        kind = "skipped" if record.key.startswith(SKIPPED) else record.key
+    elif isinstance(record, Ended):
+        kind = record.status
+    return Record(
+        seq=seq,
+        kind=kind,
+        at=record.at,
+        step=record.key.removeprefix(SKIPPED) if isinstance(record, Noted) else getattr(record, "key", None),
+        attempt=getattr(record, "attempt", None),
+        seconds=getattr(record, "seconds", None),
+        error=record.reason if isinstance(record, Parked) else None if error is None else _name_failure(error),
+    )

@@ -1,0 +1,425 @@
+"""The bond between one live machine and its history in a store: commit, refresh, lease.
+
+Law: a transition is committed by one append that expects the version the machine has seen; until the
+store has acknowledged it the machine is not moved. Whatever leaves the outcome unknown makes the bond
+*stale*: the machine reads what there is before it judges another event.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import anyio
+import msgspec
+
+from flowlet.core.chart import Plan
+from flowlet.core.codec import encode, pack
+from flowlet.core.machine import MachineDefinition
+from flowlet.core.machine_records import Created, Fold, Moved, Pending, Settled, read_record
+from flowlet.core.states import Configuration
+from flowlet.errors import Conflict, DecodeError, EncodeError, HookFailed, MachineError, RunNotFound, StoreUnavailable
+from flowlet.runtime.logs import Log
+from flowlet.runtime.turns import Raised, Turn
+from flowlet.store import New, Store, Stored, Write
+
+KIND = "machine"
+ACTIVE, FINAL = "active", "final"
+
+
+class Busy(Conflict):
+    """Another process is in the middle of handling an event of this machine."""
+
+    def __str__(self) -> str:
+        return f"{self.id!r} is handling an event in another process, which holds its lease; try again when it is done"
+
+
+class Office(msgspec.Struct, frozen=True, eq=False):
+    """What the bonds of one `Machines` share.
+
+    Attributes:
+        now: the store's clock, in seconds since the epoch.
+        worker: returns the worker id with a live heartbeat, which owns leases.
+        token: draws a number that no other writer has.
+        provide: returns what is provided for an annotation; None when nothing is.
+    """
+
+    store: Store
+    now: Callable[[], float]
+    worker: Callable[[], str]
+    token: Callable[[], int]
+    log: Log
+    provide: Callable[[Any], Any] | None
+
+    def provided(self, annotation: Any, what: str) -> Any:
+        """Return what is provided for an annotation; ``what`` names who asks."""
+        if self.provide is None:
+            raise MachineError(f"{what} is to be provided, and nothing is; use flow.provide")
+        return self.provide(annotation)
+
+
+class Bond:
+    """What ties one object to one history.
+
+    Attributes:
+        version: of the last record this object knows.
+        stale: that may not be the last one any more.
+        values: the data of that record, by attribute; used when no value can change in place.
+        data: the same, encoded.
+        raised: what that record says is still to be handled.
+        keys: trigger and encoded result of what runs have fired, by their key.
+        conflict: the last conflict of an append of this bond.
+        leased: this process owns the machine at the moment.
+        fence: that must not have moved, if it is known.
+    """
+
+    __slots__ = (
+        "_at",
+        "_flowlet_turn",
+        "_unsure",
+        "conflict",
+        "data",
+        "definition",
+        "fence",
+        "id",
+        "keys",
+        "leased",
+        "office",
+        "raised",
+        "stale",
+        "values",
+        "version",
+    )
+
+    def __init__(self, office: Office, definition: MachineDefinition, id: str) -> None:
+        self.office, self.definition, self.id = office, definition, id
+        self.version = 0
+        self.values: tuple[Any, ...] = ()
+        self.data = b""
+        self.raised: tuple[Pending, ...] = ()
+        self.keys: dict[str, tuple[str, bytes]] = {}
+        self.stale = self.leased = self._unsure = False
+        self.fence: int | None = None
+        self.conflict: Conflict | None = None
+        self._at = 0.0
+        self._flowlet_turn: Turn | None = None
+
+    # Told to callbacks --------------------------------------------------------------------------
+    def stamp(self, *, committed: bool) -> tuple[int, datetime]:
+        """Return version and time of the transition that is being made, or has just been."""
+        if committed:
+            return self.version, datetime.fromtimestamp(self._at, UTC)
+        return self.version + 1, datetime.fromtimestamp(self.office.now(), UTC)
+
+    # Writing ------------------------------------------------------------------------------------
+    async def create(self, machine: Any) -> None:
+        """Write record 1.
+
+        Raises:
+            Conflict: the id is taken.
+        """
+        definition, office = self.definition, self.office
+        values = definition.data.values(machine)
+        data = definition.data.encode(values)
+        state = definition.initial
+        record = Created(state.state, office.now(), office.token(), definition.version, data)
+        write = Write(
+            id=self.id,
+            expect=0,
+            create=New(KIND, definition.name, str(definition.version)),
+            records=(pack(record),),
+            status=FINAL if state.final else ACTIVE,
+            state=state.state,
+            close=state.final,
+        )
+        try:
+            await office.store.append((write,))
+        except (Conflict, StoreUnavailable) as error:
+            if (isinstance(error, Conflict) and error.actual != 1) or not await self._is_mine(record.token):
+                raise
+        self._advance(values, data, ())
+
+    async def commit(
+        self,
+        machine: Any,
+        turn: Turn,
+        plan: Plan,
+        target: Configuration,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        key: str | None,
+        result: Any,
+    ) -> None:
+        """Make a transition durable, and only then move the machine.
+
+        Raises:
+            Conflict: another process was faster; it is kept as `conflict`.
+            EncodeError: the data, or the result of an event fired by a run, cannot be stored.
+        """
+        office = self.office
+        values, data = self._changed(machine)
+        at = office.now()
+        record = Moved(
+            plan.event,
+            plan.source.state,
+            target.state,
+            at,
+            office.token(),
+            self.definition.version,
+            data,
+            plan.parameters.who(args, kwargs),
+            None if key is None else (key, plan.method, self._encode_result(plan.method, result)),
+            () if not turn.raised else _pending(turn.raised),
+        )
+        if target.final or self.leased or record.raised:
+            write = self._special_write(record, target)
+        else:
+            write = Write(id=self.id, expect=self.version, records=(pack(record),), state=target.state)
+        await self._append(write, record)
+        machine._flowlet_state = target
+        self._at = at
+        if record.key is not None:
+            self.keys[record.key[0]] = record.key[1:]
+        self._advance(values, self.data if data is None else data, record.raised)
+        if office.log.active:
+            self._log_committed(record)
+
+    async def settle(self, machine: Any) -> None:
+        """Record what enter hooks have assigned, and that nothing is left to be handled.
+
+        Raises:
+            HookFailed: it cannot be; the transition itself has been committed.
+        """
+        try:
+            values, data = self._changed(machine)
+            if data is None and not self.raised:
+                return
+            state: str = machine._flowlet_state.state
+            token = self.office.token()
+            record = Settled(state, self.office.now(), token, self.definition.version, data)
+            await self._append(self._special_write(record, machine._flowlet_state), record)
+        except Exception as error:
+            self.stale = True
+            text = f"what the hooks of {self.definition.name} {self.id!r} have assigned could not be recorded ({error})"
+            raise HookFailed(f"{text}; the transition before has been committed", True) from error
+        self._advance(values, self.data if data is None else data, ())
+
+    def _changed(self, machine: Any) -> tuple[tuple[Any, ...], bytes | None]:
+        """Read the data; encode it unless it is what the last record has."""
+        shape = self.definition.data
+        values = shape.values(machine)
+        if shape.immutable and values == self.values:
+            return values, None
+        data = shape.encode(values)
+        return values, None if data == self.data else data
+
+    def _special_write(self, record: Moved | Settled, target: Configuration) -> Write:
+        """Build a write that also ends the machine, or takes or gives back its lease.
+
+        While something raised is still to be handled the machine is owned, which tells other
+        processes that this one is at it.
+        """
+        owner: Any = msgspec.UNSET
+        waiting = isinstance(record, Moved) and bool(record.raised)
+        if waiting and not self.leased:
+            owner = self.office.worker()
+        elif self.leased and not waiting:
+            owner = None
+        return Write(
+            id=self.id,
+            expect=self.version,
+            fence=self.fence,
+            records=(pack(record),),
+            state=target.state,
+            status=FINAL if target.final else ACTIVE,
+            close=target.final,
+            owner=owner,
+        )
+
+    async def _append(self, write: Write, record: Moved | Settled) -> None:
+        """Append one record, finding out what became of it where that is not clear."""
+        try:
+            await self.office.store.append((write,))
+        except (Conflict, StoreUnavailable) as error:
+            self.stale = True
+            if not await self._is_mine(record.token):
+                if isinstance(error, Conflict):
+                    self.conflict = error
+                raise
+            self.stale = False
+        except BaseException as error:
+            # Cancelled, or refused for another reason. What was handed to the store may yet be stored.
+            self.stale = True
+            self._unsure = not isinstance(error, Exception)
+            raise
+        if write.owner is not msgspec.UNSET:
+            self.leased = write.owner is not None
+            self.fence = None
+
+    async def _is_mine(self, token: int) -> bool:
+        """Look whether the record that an append was refused for, or got no answer about, is there."""
+        try:
+            stored = await self.office.store.load(self.id, after=self.version, limit=1)
+            if stored is None or not stored.records:
+                return False
+            return read_record(stored.records[0], self.version + 1, self.id).token == token
+        except (StoreUnavailable, DecodeError):
+            return False
+
+    def _advance(self, values: tuple[Any, ...], data: bytes, raised: tuple[Pending, ...]) -> None:
+        self.version += 1
+        self.values, self.data, self.raised = values, data, raised
+
+    def doubt(self) -> None:
+        """Note that a transition has failed: what changed inside of its data must be read again."""
+        if not self.definition.data.immutable:
+            self.stale = True
+
+    # Results of runs ----------------------------------------------------------------------------
+    def _encode_result(self, method: str, result: Any) -> bytes:
+        what = f"the result of {self.definition.name}.{method}"
+        data = encode(result, what)
+        codec = self.definition.results[method]
+        if codec is not None:
+            try:
+                codec.decode(data, what)
+            except DecodeError as error:
+                raise EncodeError(f"{error}; return what the annotation says, since a run records it") from error
+        return data
+
+    def recorded(self, key: str) -> Any:
+        """Return the result that is recorded for a run's key."""
+        method, data = self.keys[key]
+        codec = self.definition.results.get(method)
+        if codec is None:
+            return msgspec.msgpack.decode(data)
+        return codec.decode(data, f"the recorded result of {self.definition.name}.{method}")
+
+    # Reading ------------------------------------------------------------------------------------
+    async def refresh(self, machine: Any) -> None:
+        """Bring the machine to what its history says now.
+
+        Raises:
+            RunNotFound: it has been pruned.
+            HistoryMismatch: what others have written does not fit the definition.
+        """
+        if self._unsure:
+            # Appends are stored in the order they were accepted: behind this one, the cancelled one is decided.
+            await self.office.store.append((Write(id=self.id),))
+            self._unsure = False
+        stored = await self.office.store.load(self.id, after=self.version)
+        if stored is None:
+            raise RunNotFound(f"machine {self.id!r} is no longer in the store: it was pruned")
+        self.adopt(machine, stored)
+
+    def adopt(self, machine: Any, stored: Stored) -> None:
+        """Fold records behind the known ones and give the machine what they add up to."""
+        fold = Fold(self.definition, self.id)
+        if self.version:
+            fold.version, fold.data, fold.raised, fold.keys = self.version, self.data, self.raised, self.keys
+            fold.configuration = self._known(machine)
+        fold.add(stored.records)
+        values = fold.values()
+        for name, value in zip(self.definition.data.names, values, strict=True):
+            setattr(machine, name, value)
+        machine._flowlet_state = fold.configuration
+        self.take(fold, values)
+
+    def _known(self, machine: Any) -> Configuration:
+        configuration: Configuration = machine._flowlet_state
+        return configuration
+
+    def take(self, fold: Fold, values: tuple[Any, ...]) -> None:
+        """Know what a fold of the history knows."""
+        self.version, self.data, self.raised, self.keys = fold.version, fold.data, fold.raised, fold.keys
+        self.values = values
+        self.stale = False
+
+    def recall_raised(self) -> Iterator[Raised]:
+        """Decode what is still to be handled; arguments take the types that the trigger annotates."""
+        for pending in self.raised:
+            args, kwargs = msgspec.msgpack.decode(pending.arguments)
+            methods = (pending.method,) if pending.method else self.definition.methods_of.get(pending.event, ())
+            parameters = self.definition.parameters.get(methods[0]) if methods and methods[0] else None
+            if parameters is not None:
+                args, kwargs = parameters.convert(args, kwargs)
+            yield Raised(pending.event, pending.method, tuple(args), dict(kwargs), pending.arguments)
+
+    # Leases -------------------------------------------------------------------------------------
+    async def lease(self, machine: Any, *, patient: bool, interrupted: bool = False) -> None:
+        """Own the machine, knowing all of its history.
+
+        Args:
+            patient: wait while another process owns it, instead of raising.
+            interrupted: something is known to have been left unfinished.
+
+        Raises:
+            Busy: another live process owns it.
+        """
+        store, worker, pause = self.office.store, self.office.worker(), 0.005
+        while True:
+            before = await store.load(self.id, after=self.version)
+            if before is None:
+                raise RunNotFound(f"machine {self.id!r} is no longer in the store: it was pruned")
+            if before.records:
+                self.adopt(machine, before)
+            claims = await store.claim(worker, ids=(self.id,))
+            if claims.heads:
+                break
+            if before.head.closed is not None:
+                return  # it has ended: the event will be refused for its state
+            if not patient:
+                raise Busy(self.version, before.head.version, self.id)
+            await anyio.sleep(pause)
+            pause = min(pause * 2, 0.25)
+        head = claims.heads[0]
+        self.leased, self.fence = True, head.fence
+        if interrupted or (before.head.owner is not None and head.fence == before.head.fence + 1):
+            self._log_interrupted(before.head.owner)
+        if head.version != self.version:
+            await self.refresh(machine)
+
+    async def give_back(self) -> None:
+        """Give the lease back, also when the caller is cancelled."""
+        self.leased, self.fence = False, None
+        with anyio.CancelScope(shield=True):
+            try:
+                await self.office.store.release(self.office.worker(), (self.id,))
+            except Exception as error:
+                # It runs out by itself when this process ends; until then others cannot take the machine.
+                self.office.log.warning("machine.lease_kept", machine=self.id, error=repr(error))
+
+    # Logs ---------------------------------------------------------------------------------------
+    def _log_committed(self, record: Moved) -> None:
+        self.office.log.info(
+            "transition.committed",
+            machine=self.id,
+            definition=self.definition.name,
+            trigger=record.event,
+            source=record.source,
+            target=record.target,
+            version=self.version,
+        )
+
+    def _log_interrupted(self, owner: str | None) -> None:
+        self.office.log.warning(
+            "machine.interrupted", machine=self.id, definition=self.definition.name, owner=owner, version=self.version
+        )
+
+    def log_discarded(self, machine: Any, event: str) -> None:
+        """Tell that a raised event found no transition."""
+        if self.office.log.active:
+            state = machine._flowlet_state.state
+            self.office.log.debug("machine.event_discarded", machine=self.id, trigger=event, state=state)
+
+    def log_failed(self, error: Exception) -> None:
+        """Tell that an event of an interrupted turn has failed; there is no caller to raise it to."""
+        self.office.log.error(
+            "machine.raised_failed", machine=self.id, definition=self.definition.name, error=str(error)
+        )
+
+
+def _pending(raised: Sequence[Raised]) -> tuple[Pending, ...]:
+    return tuple([Pending(r.event, r.method, r.arguments) for r in raised])
+

@@ -1,0 +1,398 @@
+"""Driving a machine through an event: turn, guards, exit hooks, action, commit, enter hooks, what was raised.
+
+Law: the order is promise 1 of the design and is written down once, in `follow`. What fails or is
+cancelled before the commit leaves the machine as it was; what fails after it leaves it committed. The
+commit is an assignment, or, for a machine with a store, one append made by its `Bond`.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from flowlet.core.chart import Plan, Plans
+from flowlet.core.current import run_context
+from flowlet.core.hooks import Callback, Transition, refuse_awaitable
+from flowlet.core.machine import MachineDefinition
+from flowlet.core.states import DEFINITION
+from flowlet.errors import Conflict, HookFailed, MachineError, TransitionNotAllowed
+from flowlet.runtime.machine_bond import Bond
+from flowlet.runtime.turns import Raised, Turn, leave, open_turn, wait
+
+LONGEST = 10_000
+"""Events that callbacks may raise in one turn before it is taken for an endless loop."""
+
+
+class Happening:
+    """What callbacks may ask about the transition they are part of; see `flowlet.core.hooks.Moment`."""
+
+    __slots__ = ("_bond", "_committed", "_made", "_plan", "_who", "error", "target")
+
+    def __init__(self, bond: Bond | None, plan: Plan | None, who: str | None = None) -> None:
+        self._bond, self._plan, self._who = bond, plan, who
+        self._made: Transition | None = None
+        self._committed = False
+        self.error: BaseException | None = None
+        self.target = None if plan is None else plan.target
+
+    def commit(self) -> None:
+        """Have the transition described anew after the commit, with its version and time."""
+        self._made = None
+        self._committed = True
+
+    def transition(self) -> Transition:
+        if self._made is None:
+            assert self._plan is not None
+            assert self.target is not None
+            bond = self._bond
+            version, at = (0, datetime.now(UTC)) if bond is None else bond.stamp(committed=self._committed)
+            self._made = Transition(
+                self._plan.event, self._plan.source.state, self.target.state, version, at, self._who
+            )
+        return self._made
+
+    def provide(self, annotation: Any, what: str) -> Any:
+        if self._bond is None:
+            raise MachineError(f"{what} is provided by a Flowlet, and this machine has none; use flow.create")
+        return self._bond.office.provided(annotation, what)
+
+
+# Choosing -------------------------------------------------------------------------------------------
+async def choose(
+    machine: Any, bond: Bond | None, plans: Sequence[Plan], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Plan | str | None:
+    """Find the first plan whose guards agree.
+
+    Returns:
+        The plan; or the name of the first guard that refused; or None when there are no plans.
+    """
+    refusal: str | None = None
+    agreed: Any = None
+    for plan in plans:
+        gate = plan.gate
+        if gate is not None and gate.leaf.function is not agreed:  # type: ignore[union-attr]
+            refused = await _ask(gate, machine, bond, args, kwargs)
+            if refused is not None:
+                refusal = refusal or refused
+                continue
+            agreed = gate.leaf.function  # type: ignore[union-attr]
+        for check in plan.checks:
+            refused = await _ask(check, machine, bond, args, kwargs)
+            if refused is not None:
+                refusal = refusal or refused
+                break
+        else:
+            return plan
+    return refusal
+
+
+async def _ask(
+    check: Any, machine: Any, bond: Bond | None, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> str | None:
+    leaf = check.leaf
+    if leaf is None or not leaf.alone:
+        refusal: str | None = await check.refusal(machine, args, kwargs, Happening(bond, None))
+        return refusal
+    answer = leaf.function(machine)
+    if leaf.is_async:
+        answer = await answer
+    elif answer is not True and answer is not False:
+        refuse_awaitable(answer, f"guard {check.name!r}")
+    return None if answer else check.name
+
+
+def not_allowed(definition: MachineDefinition, event: str, state: str, chosen: str | None) -> TransitionNotAllowed:
+    """Build the refusal that says which of the two it was."""
+    if chosen is not None:
+        return TransitionNotAllowed(event, state, "guard", chosen)
+    sources = dict.fromkeys(c.state for c in definition.plans.get(event, ()))
+    return TransitionNotAllowed(event, state, "no_transition", None, f"it leaves {', '.join(sources) or 'no state'}")
+
+
+# Following a plan -----------------------------------------------------------------------------------
+async def follow(
+    machine: Any,
+    bond: Bond | None,
+    turn: Turn,
+    plan: Plan,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    key: str | None = None,
+) -> Any:
+    """Make one transition: exit hooks, action, commit, enter hooks, ``on_transition``.
+
+    Args:
+        key: the idempotency key of the run that fires it.
+    """
+    happening = None if plan.plain else Happening(bond, plan, plan.parameters.who(args, kwargs))
+    snapshot = getattr(type(machine), DEFINITION).snapshot
+    taken = snapshot.take(machine)
+    mark = 0 if turn.raised is None else len(turn.raised)
+    target, enters, result = plan.target, plan.enters, None
+    try:
+        if plan.exits:
+            plan.parameters.check(args, kwargs)
+            await run_hooks(plan.exits, machine, args, kwargs, happening, committed=False)
+        try:
+            if plan.parameters.provided:
+                result = await _act_provided(plan, machine, args, kwargs, happening)
+            else:
+                result = await plan.action.function(machine, *args, **kwargs)
+        except Exception as error:
+            if plan.failed is None:
+                raise
+            snapshot.restore(machine, taken)
+            _cut(turn, mark)
+            target, enters = plan.failed, plan.failed_enters
+            happening = happening or Happening(bond, plan)
+            happening.error, happening.target = error, target
+        if bond is None:
+            machine._flowlet_state = target
+        else:
+            await bond.commit(machine, turn, plan, target, args, kwargs, key, result)
+    except BaseException:
+        snapshot.restore(machine, taken)
+        _cut(turn, mark)
+        if bond is not None:
+            bond.doubt()
+        raise
+    if enters:
+        if happening is not None:
+            happening.commit()
+        await run_hooks(enters, machine, args, kwargs, happening, committed=True)
+    return result
+
+
+async def _act_provided(
+    plan: Plan, machine: Any, args: tuple[Any, ...], kwargs: dict[str, Any], happening: Happening | None
+) -> Any:
+    """Run an action that takes provided parameters; they and what is given go by name."""
+    assert happening is not None
+    plan.parameters.check(args, {k: v for k, v in kwargs.items() if k not in dict(plan.parameters.provided)})
+    named = {**dict(zip(plan.parameters.names, args, strict=False)), **kwargs}
+    for name, annotation in plan.parameters.provided:
+        if name not in named:
+            named[name] = happening.provide(annotation, f"parameter {name!r} of {plan.method}")
+    return await plan.action.function(machine, **named)
+
+
+async def run_hooks(
+    hooks: Sequence[Callback],
+    machine: Any,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    happening: Happening | None,
+    *,
+    committed: bool,
+) -> None:
+    """Run hooks one after the other; the first that raises is the last that runs."""
+    for hook in hooks:
+        try:
+            if hook.alone:
+                outcome = hook.function(machine)
+            else:
+                outcome = hook.call(machine, args, kwargs, happening)  # type: ignore[arg-type]
+            if hook.is_async:
+                await outcome
+            elif outcome is not None:
+                refuse_awaitable(outcome, f"hook {hook.name!r}")
+        except Exception as error:
+            raise hook_failure(machine, hook.name, error, committed=committed) from error
+
+
+def hook_failure(machine: Any, hook: str, error: BaseException, *, committed: bool) -> BaseException:
+    """Build what a hook's exception surfaces as; a cancellation stays what it is."""
+    if not isinstance(error, Exception):
+        return error
+    state = "has been committed" if committed else "was not made"
+    text = f"hook {hook!r} of {type(machine).__name__} failed ({error!r}); the transition {state}"
+    return HookFailed(text, committed)
+
+
+def _cut(turn: Turn, length: int) -> None:
+    """Forget what a transition that did not happen has raised."""
+    if turn.raised is not None:
+        while len(turn.raised) > length:
+            turn.raised.pop()
+
+
+async def drain(machine: Any, bond: Bond | None, turn: Turn, definition: MachineDefinition) -> None:
+    """Handle what callbacks have raised, in order, each as a transition of its own.
+
+    An event that finds no transition, or is refused, is discarded, as in a statechart. One that fails
+    does not stop those behind it; the first failure is raised when all are handled.
+    """
+    failure: tuple[str, Exception] | None = None
+    handled = 0
+    while turn.raised:
+        item = turn.raised.popleft()
+        handled += 1
+        if handled > LONGEST:
+            turn.raised.clear()
+            failure = (item.event, MachineError(f"more than {LONGEST} events were raised in one turn: an endless loop"))
+            break
+        try:
+            await _handle_raised(machine, bond, turn, definition, item)
+        except Exception as error:
+            failure = failure or (item.event, error)
+            if bond is not None and bond.stale:
+                turn.raised.clear()  # they are in the last record; the next event continues them
+    if failure is not None:
+        event, cause = failure
+        text = f"the raised event {event!r} failed ({cause!r}); the transition before it has been committed"
+        raise HookFailed(text, True) from cause
+
+
+async def _handle_raised(
+    machine: Any, bond: Bond | None, turn: Turn, definition: MachineDefinition, item: Raised
+) -> None:
+    tables = definition.plans if item.method is None else definition.method_plans
+    plans = tables.get(item.method or item.event, {}).get(machine._flowlet_state, ())
+    plan = await choose(machine, bond, plans, item.args, item.kwargs)
+    if isinstance(plan, Plan):
+        await follow(machine, bond, turn, plan, item.args, item.kwargs)
+    elif bond is not None:
+        bond.log_discarded(machine, item.event)
+
+
+# Handling an event ----------------------------------------------------------------------------------
+async def handle(
+    machine: Any, definition: MachineDefinition, table: Plans, event: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    """Take the turn and handle one event, of a machine with or without a store.
+
+    Raises:
+        TransitionNotAllowed: no transition for the event leaves the state, or a guard refused.
+        HookFailed: a hook raised.
+        Conflict: another process was faster.
+        MachineError: it was awaited inside a callback of the same machine.
+    """
+    held = machine._flowlet_turn
+    if type(held) is Bond:
+        return await _handle_stored(machine, held, definition, table, event, args, kwargs)
+    if held is None:
+        turn = open_turn(machine)
+    else:
+        waited = await wait(machine, held, event)
+        if waited is None:
+            return await handle(machine, definition, table, event, args, kwargs)
+        turn = waited
+    try:
+        plan = await choose(machine, None, table.get(machine._flowlet_state, ()), args, kwargs)
+        if not isinstance(plan, Plan):
+            raise not_allowed(definition, event, machine._flowlet_state.state, plan)
+        try:
+            result = await follow(machine, None, turn, plan, args, kwargs)
+        except HookFailed:
+            await drain(machine, None, turn, definition)
+            raise
+        if turn.raised:
+            await drain(machine, None, turn, definition)
+        return result
+    finally:
+        leave(machine, turn)
+
+
+async def _handle_stored(
+    machine: Any,
+    bond: Bond,
+    definition: MachineDefinition,
+    table: Plans,
+    event: str,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> Any:
+    held = bond._flowlet_turn
+    if held is None:
+        turn = open_turn(bond)
+    else:
+        waited = await wait(bond, held, event)
+        assert waited is not None
+        turn = waited
+    try:
+        if bond.stale:
+            await bond.refresh(machine)
+        if bond.raised:
+            await continue_raised(machine, bond, turn)
+        run = run_context.get()
+        key = None if run is None else run.event_key(bond.id, event)
+        if key is not None and key in bond.keys:
+            return bond.recorded(key)
+        return await _attempt(machine, bond, turn, table, event, args, kwargs, key)
+    except Exception:
+        raise
+    except BaseException:
+        bond.stale = True  # cancelled: what hooks have assigned or raised since the last record is not in the store
+        raise
+    finally:
+        if bond.leased:
+            await bond.give_back()
+        leave(bond, turn)
+
+
+async def _attempt(
+    machine: Any,
+    bond: Bond,
+    turn: Turn,
+    table: Plans,
+    event: str,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    key: str | None,
+) -> Any:
+    """Make the transition; after a conflict, answer from the run's key or try again if it is to be."""
+    definition = bond.definition
+    while True:
+        plans = table.get(machine._flowlet_state, ())
+        if not bond.leased and any(p.exclusive for p in plans):
+            await bond.lease(machine, patient=any(p.retry for p in plans))
+            plans = table.get(machine._flowlet_state, ())
+        plan = await choose(machine, bond, plans, args, kwargs)
+        if not isinstance(plan, Plan):
+            raise not_allowed(definition, event, machine._flowlet_state.state, plan)
+        try:
+            result = await follow(machine, bond, turn, plan, args, kwargs, key)
+        except HookFailed as failure:
+            if failure.committed:
+                await _finish(machine, bond, turn)
+            raise
+        except Conflict as conflict:
+            if conflict is not bond.conflict or not (plan.retry or key is not None):
+                raise
+            await bond.refresh(machine)
+            if key is not None and key in bond.keys:
+                return bond.recorded(key)
+            if not plan.retry:
+                raise
+            continue
+        if plan.enters or turn.raised:
+            await _finish(machine, bond, turn)
+        return result
+
+
+async def _finish(machine: Any, bond: Bond, turn: Turn) -> None:
+    """Handle what was raised, then record what the last hooks have assigned."""
+    failure: HookFailed | None = None
+    if turn.raised:
+        try:
+            await drain(machine, bond, turn, bond.definition)
+        except HookFailed as error:
+            failure = error
+    if not bond.stale:
+        await bond.settle(machine)
+    if failure is not None:
+        raise failure
+
+
+async def continue_raised(machine: Any, bond: Bond, turn: Turn) -> None:
+    """Handle what an interrupted turn, maybe of another process, has raised and not handled."""
+    await bond.lease(machine, patient=False, interrupted=True)
+    try:
+        turn.raised = deque(bond.recall_raised())
+        await drain(machine, bond, turn, bond.definition)
+    except HookFailed as failure:
+        bond.log_failed(failure)
+    if not bond.stale:
+        await bond.settle(machine)

@@ -1,0 +1,164 @@
+"""What one asks a machine, and the two other ways to give it an event.
+
+Law: questions change nothing and take no turn: they tell of the state the machine is in now, and may be
+asked from inside callbacks.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections import deque
+from collections.abc import Awaitable, Callable, Generator
+from typing import Any, NoReturn, ParamSpec
+
+from flowlet.core.chart import Plan
+from flowlet.core.codec import encode
+from flowlet.core.marks import StateRef
+from flowlet.core.states import Configuration
+from flowlet.errors import MachineError
+from flowlet.runtime.machine_bond import Bond
+from flowlet.runtime.machine_driver import choose, handle
+from flowlet.runtime.machine_install import definition_of
+from flowlet.runtime.machine_trigger import EVENT, EventRef
+from flowlet.runtime.turns import BUSY, Raised, Turn, is_inside, leave, open_turn, take
+
+P = ParamSpec("P")
+
+
+class Answer:
+    """What `can` returns: await it to get a bool.
+
+    It refuses to be used as a truth value, since a forgotten ``await`` would always be true.
+    """
+
+    __slots__ = ("_args", "_kwargs", "_machine", "_ref")
+
+    def __init__(self, machine: Any, ref: EventRef, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._machine, self._ref, self._args, self._kwargs = machine, ref, args, kwargs
+
+    def __await__(self) -> Generator[Any, Any, bool]:
+        return self._ask().__await__()
+
+    def __bool__(self) -> NoReturn:
+        raise TypeError("can(...) must be awaited: write `if await can(...)`")
+
+    async def _ask(self) -> bool:
+        machine = self._machine
+        bond = machine._flowlet_turn
+        if type(bond) is not Bond:
+            bond = None
+        elif bond.stale:
+            await _catch_up(machine, bond, self._ref.event)
+        plans = self._ref.table.get(machine._flowlet_state, ())
+        return isinstance(await choose(machine, bond, plans, self._args, self._kwargs), Plan)
+
+
+async def _catch_up(machine: Any, bond: Bond, event: str) -> None:
+    """Read the history again before answering, unless the question comes from the machine's own callbacks."""
+    held = bond._flowlet_turn
+    if held is not None and is_inside(held):
+        return
+    turn = await take(bond, event)
+    assert turn is not None
+    try:
+        if bond.stale:
+            await bond.refresh(machine)
+    finally:
+        leave(bond, turn)
+
+
+def can(event: Callable[P, Awaitable[Any]], /, *args: P.args, **kwargs: P.kwargs) -> Answer:
+    """Ask whether an event would be accepted now; nothing but its guards runs.
+
+    Args:
+        event: a trigger of a machine, as in ``can(order.confirm, by="ann")``, not called.
+
+    Returns:
+        An `Answer` to be awaited.
+
+    Raises:
+        MachineError: it is not a trigger of a machine.
+    """
+    machine, ref = _trigger(event, "can")
+    return Answer(machine, ref, args, kwargs)
+
+
+def raise_event(event: Callable[P, Awaitable[Any]], /, *args: P.args, **kwargs: P.kwargs) -> None:
+    """Queue an event of the machine whose callback is running; it is handled right after this transition.
+
+    Args:
+        event: a trigger of the machine, as in ``raise_event(self.ship)``, not called.
+
+    Raises:
+        MachineError: it is not a trigger of a machine, or no callback of that machine is running.
+        EncodeError: the machine has a store, and an argument cannot be stored.
+    """
+    machine, ref = _trigger(event, "raise_event")
+    bond = machine._flowlet_turn
+    seat = bond if type(bond) is Bond else machine
+    turn: Turn | None = seat._flowlet_turn
+    if turn is None or (turn is not BUSY and not is_inside(turn)):
+        outside = "was called outside of the machine's hooks and actions"
+        raise MachineError(f"raise_event({ref.method}) {outside}; await {ref.method}() instead")
+    arguments = b"" if seat is machine else encode((args, kwargs), f"an argument of the raised event {ref.event!r}")
+    item = Raised(ref.event, ref.method, args, dict(kwargs), arguments)
+    if turn is BUSY:
+        turn = open_turn(machine)
+    if turn.raised is None:
+        turn.raised = deque()
+    turn.raised.append(item)
+
+
+def _trigger(event: Any, name: str) -> tuple[Any, EventRef]:
+    """Find machine and event behind ``order.confirm``."""
+    if inspect.iscoroutine(event):
+        event.close()
+        raise MachineError(f"{name}(...) takes the trigger itself: write {name}(order.confirm), without calling it")
+    machine = getattr(event, "__self__", None)
+    ref = getattr(event, EVENT, None)
+    if machine is None or not isinstance(ref, EventRef):
+        raise MachineError(f"{name}(...) takes a trigger of a machine, such as order.confirm, not {event!r}")
+    return machine, ref
+
+
+async def fire(machine: object, event: str, /, *args: Any, **kwargs: Any) -> Any:
+    """Fire an event by its name, trying all methods that serve it, in the order of the class.
+
+    Returns:
+        What the chosen method returns.
+
+    Raises:
+        MachineError: the machine has no such event.
+        TransitionNotAllowed: no transition for the event leaves the state, or a guard refused.
+    """
+    definition = definition_of(machine)
+    return await handle(machine, definition, definition.event(event), event, args, kwargs)
+
+
+def in_state(machine: object, /, *states: StateRef) -> bool:
+    """Say whether a machine is in one of the states, given as class, Enum member or name.
+
+    Raises:
+        MachineError: one of them is no state of this machine.
+    """
+    definition = definition_of(machine)
+    names = _configuration(machine).names
+    return any(definition.state(ref).name in names for ref in states)
+
+
+def state_of(machine: object, /) -> str:
+    """Return the name of the state a machine is in."""
+    definition_of(machine)
+    return _configuration(machine).state
+
+
+def available_events(machine: object, /) -> list[str]:
+    """List the events that have a transition from the present state; guards are not asked."""
+    here = _configuration(machine)
+    return [event for event, plans in definition_of(machine).plans.items() if here in plans]
+
+
+def _configuration(machine: Any) -> Configuration:
+    definition_of(machine)
+    configuration: Configuration = machine._flowlet_state
+    return configuration

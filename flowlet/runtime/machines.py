@@ -1,0 +1,339 @@
+"""The machines of one store: making them, loading them, listing them, reading their histories.
+
+Law: there is one live object per id; whoever asks for it gets that one. Making and loading one id are
+done one after the other, so that two tasks never build two objects for it.
+"""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import secrets
+from collections.abc import AsyncIterator, Callable, Mapping
+from typing import Any, TypeVar
+from weakref import WeakValueDictionary
+
+from flowlet.core.faults import describe
+from flowlet.core.machine import MachineDefinition, Transition
+from flowlet.core.machine_data import DataShape, unknown_data
+from flowlet.core.machine_records import Fold, Moved, read_record, transition_of
+from flowlet.errors import Conflict, DefinitionError, IdConflict, MachineError, RunNotFound
+from flowlet.runtime.logs import Log
+from flowlet.runtime.machine_bond import KIND, Bond, Busy, Office
+from flowlet.runtime.machine_driver import continue_raised
+from flowlet.runtime.machine_install import definition_of
+from flowlet.runtime.turns import Turn, depart, leave, move, take
+from flowlet.store import Head, Store, Stored
+
+M = TypeVar("M")
+
+PAGE = 200
+"""Records or heads that are read at once when histories and listings are walked through."""
+
+
+class Machines:
+    """The durable machines of one `Flowlet`.
+
+    Args:
+        store: keeps the histories.
+        now: the store's clock, in seconds since the epoch.
+        worker: the id of a worker with a live heartbeat, or what returns it; owns leases.
+        provide: returns what is provided for an annotation.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        now: Callable[[], float],
+        worker: str | Callable[[], str],
+        log: Log,
+        provide: Callable[[Any], Any] | None = None,
+    ) -> None:
+        owner = worker if callable(worker) else (lambda: worker)
+        tokens = itertools.count(secrets.randbits(62))
+        self._office = Office(store, now, owner, tokens.__next__, log, provide)
+        self._prefix = secrets.token_hex(4)
+        self._numbers = itertools.count(1)
+        self._live: WeakValueDictionary[str, Any] = WeakValueDictionary()
+        self._doors: dict[str, _Door] = {}
+
+    # Making -------------------------------------------------------------------------------------
+    async def create(self, machine: M | type[M], /, *, id: str | None = None, data: Mapping[str, Any] = {}) -> M:
+        """Make a machine durable, in its initial state.
+
+        Args:
+            machine: an object that has not been used as a machine yet, or its class.
+            id: unique in the store; a new one by default.
+            data: the data attributes, when a class is given.
+
+        Returns:
+            The machine. If the id is there with equal data, the machine as it is now, which is not
+            the object that was given.
+
+        Raises:
+            IdConflict: the id is taken by something else, or was created with other data.
+            EncodeError: the data cannot be stored.
+            DefinitionError: the class cannot be built again from its data.
+            MachineError: the object has left its initial state, or has another id.
+        """
+        definition = definition_of(machine)
+        _check_buildable(definition)
+        if id is not None:
+            _check_id(id)
+        made: Any = self._build(definition, machine, data) if isinstance(machine, type) else machine
+        bond = made._flowlet_turn
+        if type(bond) is Bond and bond.office is self._office and id in (None, bond.id):
+            return made  # type: ignore[no-any-return]
+        return await self._create(definition, made, id or self._new_id(definition))  # type: ignore[no-any-return]
+
+    async def _create(self, definition: MachineDefinition, machine: Any, id: str) -> Any:
+        async with _Door(self._doors, id):
+            if id not in self._live and await self._write(definition, machine, id):
+                return machine
+            await self._check_same(definition, machine, id)
+            return await self._open(definition, type(machine), id)
+
+    async def _write(self, definition: MachineDefinition, machine: Any, id: str) -> bool:
+        """Store a new machine and bind the object to it; return False when the id is there."""
+        turn = None if type(machine._flowlet_turn) is Bond else await take(machine, "create")
+        if turn is None:
+            other = machine._flowlet_turn.id
+            raise MachineError(f"this {definition.name} is stored already, as {other!r}; create another")
+        bond = Bond(self._office, definition, id)
+        try:
+            if machine._flowlet_state is not definition.initial:
+                raise MachineError(
+                    f"this {definition.name} has already left its initial state; create it before its first transition"
+                )
+            await bond.create(machine)
+        except BaseException as error:
+            leave(machine, turn)
+            if isinstance(error, Conflict):
+                return False
+            raise
+        machine._flowlet_turn = bond
+        self._live[id] = machine
+        depart(turn)
+        move(turn)
+        return True
+
+    async def _check_same(self, definition: MachineDefinition, machine: Any, id: str) -> None:
+        """An id may be created again by the same definition with the same data."""
+        stored = await self._office.store.load(id, limit=1)
+        if stored is None:
+            raise RunNotFound(f"machine {id!r} was pruned while it was created; create it again")
+        _check_head(definition, stored.head)
+        fold = Fold(definition, id)
+        fold.add(stored.records)
+        if definition.data.encode(fold.values()) != definition.data.encode(definition.data.values(machine)):
+            raise IdConflict(
+                f"machine {id!r} was created with other data; load it with flow.load, or give this one another id"
+            )
+
+    def _build(self, definition: MachineDefinition, cls: type, data: Mapping[str, Any]) -> Any:
+        """Call a class with data by name, and with what is provided."""
+        shape = definition.data
+        unknown = unknown_data(shape, data)
+        if unknown is not None:
+            raise MachineError(unknown)
+        given = {name: data[name] for name in shape.parameters if name in data}
+        for name, annotation in shape.provided:
+            what = f"parameter {name!r} of {describe(cls)}.__init__"
+            given[name] = self._office.provided(annotation, what)
+        try:
+            made = cls(**given)
+        except TypeError as error:
+            raise MachineError(f"{describe(cls)} cannot be built from its data {sorted(given)}: {error}") from error
+        for name, value in data.items():
+            if name not in given:
+                setattr(made, name, value)
+        return made
+
+    def _new_id(self, definition: MachineDefinition) -> str:
+        # A prefix and a counter: ids that are made together are neighbours in an index.
+        return f"{definition.name}-{self._prefix}-{next(self._numbers):06d}"
+
+    # Loading ------------------------------------------------------------------------------------
+    async def load(self, cls: type[M], id: str, /) -> M:
+        """Return the machine with this id as its history says now; no enter hook runs.
+
+        What an interrupted process has raised and not handled is handled first.
+
+        Raises:
+            RunNotFound: there is no such machine.
+            IdConflict: the id belongs to something else.
+            HistoryMismatch: the history does not fit the definition.
+            DecodeError: a record is damaged.
+        """
+        definition = definition_of(cls)
+        _check_id(id)
+        _check_buildable(definition)
+        async with _Door(self._doors, id):
+            machine: M = await self._open(definition, cls, id)
+            return machine
+
+    async def _open(self, definition: MachineDefinition, cls: type, id: str) -> Any:
+        live = self._live.get(id)
+        if live is not None:
+            if definition_of(live) is not definition:
+                raise IdConflict(_taken(id, definition_of(live).name, definition.name))
+            await self._refresh(live)
+            return live
+        stored = await self._office.store.load(id)
+        if stored is None:
+            advice = f"create it with flow.create({describe(cls)}(...), id={id!r})"
+            raise RunNotFound(f"there is no machine {id!r} in this store; {advice}")
+        machine = await self._revive(definition, cls, id, stored)
+        self._live[id] = machine
+        bond: Bond = machine._flowlet_turn
+        if bond.raised:
+            await self._refresh(machine)
+        return machine
+
+    async def _revive(self, definition: MachineDefinition, cls: type, id: str, stored: Stored) -> Any:
+        _check_head(definition, stored.head)
+        fold = Fold(definition, id)
+        fold.add(stored.records)
+        values = fold.values()
+        machine = self._build(definition, cls, dict(zip(definition.data.names, values, strict=True)))
+        # __init__ may have changed what it was given: the history is right.
+        for name, value in zip(definition.data.names, values, strict=True):
+            setattr(machine, name, value)
+        bond = Bond(self._office, definition, id)
+        bond.take(fold, values)
+        machine._flowlet_state = fold.configuration
+        machine._flowlet_turn = bond
+        on_load = getattr(machine, "on_load", None)
+        if on_load is not None:
+            outcome = on_load()
+            if inspect.isawaitable(outcome):
+                await outcome
+        return machine
+
+    async def _refresh(self, machine: Any) -> None:
+        """Bring a live object up to date and finish what was interrupted, unless it is handling an event."""
+        bond: Bond = machine._flowlet_turn
+        if bond._flowlet_turn is not None:
+            return
+        turn = await take(bond, None)
+        assert turn is not None
+        try:
+            await bond.refresh(machine)
+            if bond.raised:
+                await continue_raised(machine, bond, turn)
+        except Busy:
+            pass  # another process is at it
+        except BaseException:
+            bond.stale = True
+            raise
+        finally:
+            if bond.leased:
+                await bond.give_back()
+            leave(bond, turn)
+
+    # Reading ------------------------------------------------------------------------------------
+    async def history(self, id: str, /) -> AsyncIterator[Transition]:
+        """Iterate over the transitions a machine has made, oldest first, as they were written.
+
+        Raises:
+            RunNotFound: there is no such machine.
+            IdConflict: the id is no machine's.
+            DecodeError: a record is damaged.
+        """
+        _check_id(id)
+        version = 0
+        while True:
+            stored = await self._office.store.load(id, after=version, limit=PAGE)
+            if stored is None:
+                raise RunNotFound(f"there is no machine {id!r} in this store")
+            if stored.head.kind != KIND:
+                raise IdConflict(f"{id!r} is a {stored.head.kind}, not a machine")
+            for data in stored.records:
+                version += 1
+                record = read_record(data, version, id)
+                if isinstance(record, Moved):
+                    yield transition_of(record, version)
+            if len(stored.records) < PAGE:
+                return
+
+    async def machines(self, cls: type | MachineDefinition, /, *, state: Any = None) -> AsyncIterator[str]:
+        """Iterate over the ids of a definition's machines, oldest first.
+
+        Args:
+            state: only those in this state.
+
+        Raises:
+            MachineError: it is no state of the machine.
+        """
+        definition = cls if isinstance(cls, MachineDefinition) else definition_of(cls)
+        name = None if state is None else definition.state(state).name
+        cursor = 0
+        while True:
+            heads = await self._office.store.scan(
+                kind=KIND, definition=definition.name, state=name, after=cursor, limit=PAGE
+            )
+            for head in heads:
+                yield head.id
+            if len(heads) < PAGE:
+                return
+            cursor = heads[-1].order
+
+
+class _Door:
+    """Lets one task at a time make or load the machine with one id."""
+
+    __slots__ = ("_doors", "_flowlet_turn", "_id", "_seat", "_turn", "_users")
+
+    def __init__(self, doors: dict[str, _Door], id: str) -> None:
+        self._doors, self._id = doors, id
+        self._flowlet_turn: Turn | None = None
+        self._users = 0
+        self._turn: Turn | None = None
+        self._seat = doors.setdefault(id, self)
+        self._seat._users += 1
+
+    async def __aenter__(self) -> None:
+        try:
+            self._turn = await take(self._seat, None)
+        except BaseException:
+            self._forget()
+            raise
+
+    async def __aexit__(self, *_: object) -> None:
+        assert self._turn is not None
+        leave(self._seat, self._turn)
+        self._forget()
+
+    def _forget(self) -> None:
+        self._seat._users -= 1
+        if not self._seat._users:
+            del self._doors[self._id]
+
+
+def _check_id(id: Any) -> None:
+    if not isinstance(id, str) or not id:
+        raise MachineError(f"a machine's id is a string that is not empty, not {id!r}")
+
+
+def _check_buildable(definition: MachineDefinition) -> None:
+    shape: DataShape = definition.data
+    if shape.unfilled:
+        raise DefinitionError(
+            [
+                f"{shape.owner}.__init__: parameter {name!r} is neither data nor provided, so that a machine cannot be "
+                f"loaded again; name it like the annotated attribute it sets, give it a default, or `= provided`"
+                for name in shape.unfilled
+            ]
+        )
+
+
+def _check_head(definition: MachineDefinition, head: Head) -> None:
+    if head.kind != KIND:
+        raise IdConflict(f"{head.id!r} is a {head.kind}, not a machine; use another id")
+    if head.definition != definition.name:
+        raise IdConflict(_taken(head.id, head.definition, definition.name))
+
+
+def _taken(id: str, owner: str, asked: str) -> str:
+    return f"machine {id!r} belongs to the definition {owner!r}, not to {asked!r}; load it as that, or use another id"

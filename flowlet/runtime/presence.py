@@ -1,0 +1,91 @@
+"""Knowing at once that a worker process of this host has died.
+
+Law: a worker holds a lock of the operating system on a file of its own while it lives; the kernel
+drops the lock with the process, however it dies. Another process concludes "dead" only from a file
+that exists and can be locked; no file, no rights or no such locks mean "unknown", and then the lease
+in the store decides.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import socket
+import stat
+import tempfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+try:
+    import fcntl
+except ImportError:  # pragma: no cover - Windows has no flock; the lease alone decides there
+    fcntl = None  # type: ignore[assignment]
+
+
+def new_worker_id() -> str:
+    """Return an identity for this start of this process; its first part tells the host."""
+    return f"{_host()}-{os.getpid():x}-{secrets.token_hex(6)}"
+
+
+def _host() -> str:
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")
+    except OSError:
+        boot = ""
+    return f"{zlib.crc32(f'{socket.gethostname()} {boot}'.encode()):08x}"
+
+
+def _directory() -> Path | None:
+    """Return a folder that only this user can write to, made if need be."""
+    owner = os.getuid() if hasattr(os, "getuid") else 0
+    path = Path(tempfile.gettempdir()) / f"flowlet-workers-{owner}"
+    try:
+        path.mkdir(mode=0o700, exist_ok=True)
+        info = path.lstat()
+    except OSError:
+        return None
+    safe = stat.S_ISDIR(info.st_mode) and info.st_uid == owner and not info.st_mode & 0o022
+    return path if safe else None
+
+
+class Presence:
+    """The lock that says "this worker lives"."""
+
+    def __init__(self, worker: str) -> None:
+        self.worker = worker
+        self._file: Any = None
+        self._folder = _directory() if fcntl is not None else None
+
+    def hold(self) -> None:
+        """Take the lock; without a place for it, do nothing."""
+        if self._folder is None:
+            return
+        try:
+            self._file = open(self._folder / self.worker, "wb")  # noqa: SIM115 - held while the worker lives
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._file = None
+
+    def drop(self) -> None:
+        """Give the lock back and remove its file."""
+        if self._file is not None and self._folder is not None:
+            with contextlib.suppress(OSError):
+                (self._folder / self.worker).unlink()
+            self._file.close()
+            self._file = None
+
+    def is_dead(self, worker: str) -> bool:
+        """Tell whether another worker is known to have died on this host."""
+        if self._folder is None or worker == self.worker or worker.partition("-")[0] != _host():
+            return False
+        path = self._folder / worker
+        try:
+            with open(path, "rb") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return False
+        with contextlib.suppress(OSError):
+            path.unlink()
+        return True

@@ -1,0 +1,347 @@
+"""The runs of one `Flowlet`: starting, executing, resuming and finding them.
+
+Law: `start` returns when the input is durable. The same id, definition and input is the same run;
+anything else under a taken id is `IdConflict`. What is executed here is in `live`; everything else is
+known through the store alone.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import Any
+
+import anyio
+
+from flowlet.core.annotations import read_signature
+from flowlet.core.codec import pack
+from flowlet.core.definitions import RunDefinition
+from flowlet.core.faults import Faults
+from flowlet.core.run_records import Ended, Parked, RunRecord, Started, run_record_codec
+from flowlet.core.steps import Provide
+from flowlet.errors import (
+    Conflict,
+    DecodeError,
+    FlowletError,
+    IdConflict,
+    LeaseLost,
+    RunFinished,
+    RunNotFound,
+    RunParked,
+    StoreUnavailable,
+)
+from flowlet.runtime.execution import Execution, ended_error
+from flowlet.runtime.handle import Handle
+from flowlet.runtime.ids import Ids
+from flowlet.runtime.journal import Journal
+from flowlet.runtime.logs import Log
+from flowlet.runtime.tasks import Task, current_task_function, spawn
+from flowlet.runtime.worker import Worker
+from flowlet.store import Head, New, Store, Stored, Write
+
+Find = Callable[[str, str], RunDefinition | None]
+
+_PAGE = 500
+
+
+class Runs:
+    """Executes runs over a store. It is the host of their executions and the source of their handles.
+
+    Args:
+        find: looks a definition up by name and version.
+        provide: gives the value for a provided parameter's annotation.
+    """
+
+    def __init__(self, store: Store, find: Find, provide: Provide, log: Log, lease: float, kinds: Any) -> None:
+        self._store = store
+        self._find = find
+        self.provide = provide
+        self.log = log
+        self.max_payload = store.capabilities.max_payload
+        self.closing = False
+        self.live: dict[str, Execution] = {}
+        self._orphans: set[str] = set()
+        self._tasks: set[Task] = set()
+        self._ids = Ids()
+        self._offset = 0.0
+        self.current_task: Callable[[], object] = _no_task
+        self.worker = Worker(store, lease, log, kinds, self._adopt, self._recover)
+
+    # -------------------------------------------------------------- opening and closing
+    @property
+    def deadline(self) -> float:
+        """The local monotonic time up to which this process surely holds its leases."""
+        return self.worker.deadline
+
+    def now(self) -> float:
+        """Return the time of the store's clock."""
+        return time.time() + self._offset
+
+    async def open(self) -> None:
+        """Measure the store's clock, begin to heartbeat, and take up unfinished runs."""
+        self.closing = False
+        self.current_task = current_task_function()
+        before = time.time()
+        theirs = await self._store.now()
+        offset = theirs - (before + time.time()) / 2
+        # Below a millisecond it is the noise of the measurement; then the clocks are one.
+        self._offset = offset if abs(offset) > 0.001 else 0.0
+        await self.worker.start()
+
+    async def close(self, grace: float) -> None:
+        """Start no further step, give running ones ``grace`` seconds, then leave the rest to a restart."""
+        self.closing = True
+        await self.worker.stop_looking()
+        with anyio.move_on_after(grace):
+            await self._wait_for_tasks()
+        for task in list(self._tasks):
+            task.cancel()
+        await self._wait_for_tasks()
+        await self.worker.stop()
+
+    async def _wait_for_tasks(self) -> None:
+        for task in list(self._tasks):
+            await task.done.wait()
+
+    # -------------------------------------------------------------- starting
+    async def start(self, definition: RunDefinition, inputs: tuple[Any, ...], id: str | None) -> Handle[Any]:
+        """Start a run in a task of flowlet's own, or find the one that has the id."""
+        created = await self._create(definition, inputs, id)
+        if isinstance(created, str):
+            return Handle(created, self, definition)
+        execution, started = created
+        self._spawn_run(execution, (started,))
+        return Handle(execution.journal.id, self, definition)
+
+    async def execute(
+        self, definition: RunDefinition, inputs: tuple[Any, ...], id: str | None, instance: Any = None
+    ) -> Any:
+        """Run a definition in the caller's task, or wait for the run that has the id."""
+        created = await self._create(definition, inputs, id, instance)
+        if isinstance(created, str):
+            return await self.result(created, definition)
+        execution, started = created
+        decode = definition.starter.input.decode
+        await execution.run_here(decode(started.input, f"the input of {definition.name!r}"), (started,))
+        if execution.state == "ended" and execution.error is None:
+            assert execution.value is not None
+            return definition.starter.decode(execution.value)
+        return await self._outcome(execution)
+
+    async def _create(
+        self, definition: RunDefinition, inputs: tuple[Any, ...], id: str | None, instance: Any = None
+    ) -> tuple[Execution, Started] | str:
+        starter = definition.starter
+        data = starter.encode_input(inputs)
+        if id is not None:
+            starter.input.decode(data, f"the input of {definition.name!r}")
+        run_id = self._ids.next() if id is None else _checked(id)
+        if run_id in self.live:
+            await self._check_same(run_id, definition, data)
+            return run_id
+        at = self.now()
+        record = pack(("S", definition.name, definition.version, data, at, None))
+        try:
+            await self._store.append(
+                (
+                    Write(
+                        id=run_id,
+                        expect=0,
+                        create=New("run", definition.name, definition.version),
+                        records=(record,),
+                        status="running",
+                        wake=0.0,
+                        owner=self.worker.id,
+                    ),
+                )
+            )
+        except Conflict:
+            await self._check_same(run_id, definition, data)
+            return run_id
+        execution = Execution(self, definition, Journal(self._store, run_id, 1, 1), instance)
+        self.live[run_id] = execution
+        if self.log.active:
+            self.log.info("run.started", run_id=run_id, definition=definition.name)
+        return execution, Started(definition.name, definition.version, data, at)
+
+    async def _check_same(self, id: str, definition: RunDefinition, data: bytes) -> None:
+        stored = await self._load(id, limit=1)
+        if stored.head.kind != "run" or stored.head.definition != definition.name:
+            raise IdConflict(
+                f"id {id!r} belongs to a {stored.head.kind} of {stored.head.definition!r}, not of {definition.name!r}; "
+                "use another id"
+            )
+        first = self._decode(id, 1, stored.records[0])
+        if not isinstance(first, Started) or first.input != data:
+            raise IdConflict(f"run {id!r} was started with another input; use another id, or the same input")
+
+    # -------------------------------------------------------------- taking up
+    async def _adopt(self, heads: Sequence[Head]) -> None:
+        for head in heads:
+            if head.kind != "run" or head.id in self.live:
+                continue
+            definition = self._find(head.definition, head.definition_version)
+            if definition is None:
+                await self._store.release(self.worker.id, (head.id,))
+                continue
+            execution = Execution(self, definition, Journal(self._store, head.id, head.version, head.fence))
+            self.live[head.id] = execution
+            if self.log.active:
+                self.log.info("run.resumed", run_id=head.id, definition=head.definition, records=head.version)
+            self._spawn_reloaded(execution)
+
+    async def _recover(self) -> None:
+        """Take up the runs that were left while the store was down; their leases are still ours."""
+        orphans, self._orphans = self._orphans, set()
+        for id in orphans - self.live.keys():
+            stored = await self._store.load(id, limit=1)
+            if stored is not None and stored.head.owner == self.worker.id and stored.head.closed is None:
+                await self._adopt((stored.head,))
+
+    def _spawn_run(self, execution: Execution, records: Sequence[RunRecord]) -> None:
+        async def main() -> None:
+            await execution.run_aside(records)
+
+        self.spawn(main, execution)
+
+    def _spawn_reloaded(self, execution: Execution) -> None:
+        async def main() -> None:
+            await execution.go_on()
+
+        self.spawn(main, execution)
+
+    def spawn(self, main: Callable[[], Awaitable[None]], execution: Execution) -> Task:
+        """Start a task of flowlet's own for an execution."""
+
+        def over(task: Task) -> None:
+            self._tasks.discard(task)
+            execution.abandon()
+
+        task = spawn(main, execution.broke, over)
+        self._tasks.add(task)
+        return task
+
+    async def reload(self, execution: Execution) -> Sequence[RunRecord] | None:
+        """Read a run's journal; None when there is nothing more to do with it here."""
+        journal = execution.journal
+        stored = await self._load(journal.id)
+        if stored.head.closed is not None:
+            last = self._decode(journal.id, stored.head.version, stored.records[-1])
+            execution.absorb(last)
+            return None
+        if stored.head.fence != journal.fence:
+            return None
+        journal.version = stored.head.version
+        journal.pending.clear()
+        journal.trouble = None
+        return [self._decode(journal.id, n, r) for n, r in enumerate(stored.records, 1)]
+
+    def finished(self, execution: Execution) -> None:
+        """Forget an execution; one that the store's absence has stopped is taken up later."""
+        self.live.pop(execution.journal.id, None)
+        if execution.state == "left" and isinstance(execution.error, StoreUnavailable):
+            self._orphans.add(execution.journal.id)
+
+    async def construct(self, target: type) -> Any:
+        """Build the object of a class definition."""
+        if target.__init__ is object.__init__:  # type: ignore[misc]  # comparing, not calling
+            return target()
+        faults = Faults()
+        signature = read_signature(target.__init__, {}, faults, method=True)  # type: ignore[misc]
+        faults.raise_if_any()
+        return target(**{p.name: self.provide(p.annotation) for p in signature.parameters if p.provided})
+
+    # -------------------------------------------------------------- for handles
+    async def head(self, id: str) -> Head:
+        """Return a run's head."""
+        return (await self._load(id, limit=0)).head
+
+    async def records(self, id: str) -> Sequence[RunRecord]:
+        """Return a run's records."""
+        return [record async for _, record in self.stream(id)]
+
+    async def stream(self, id: str) -> AsyncIterator[tuple[int, RunRecord]]:
+        """Yield a run's records with their numbers, page by page."""
+        after = 0
+        while True:
+            stored = await self._load(id, after=after, limit=_PAGE)
+            for data in stored.records:
+                after += 1
+                yield after, self._decode(id, after, data)
+            if after >= stored.head.version:
+                return
+
+    def definition_of(self, head: Head) -> RunDefinition | None:
+        """Return the definition of a run, if this process knows it."""
+        return self._find(head.definition, head.definition_version)
+
+    async def result(self, id: str, definition: RunDefinition | None) -> Any:
+        """Wait for a run's end, wherever it is executed."""
+        seen = -1
+        while True:
+            execution = self.live.get(id)
+            if execution is not None:
+                await execution.done.wait()
+                if execution.state != "left" or not isinstance(execution.error, (Conflict, LeaseLost)):
+                    return await self._outcome(execution)
+            head = await self.head(id)
+            if head.closed is not None or head.status == "parked":
+                return await self._recorded_outcome(head, definition or self.definition_of(head))
+            seen = await self._store.watch(seen, 1.0)
+
+    async def resume(self, id: str) -> None:
+        """Let a parked run go on, here."""
+        head = await self.head(id)
+        if head.closed is not None:
+            raise RunFinished(f"run {id!r} has ended as {head.status!r}; start a new one under another id")
+        if head.status != "parked":
+            return
+        await self._store.append((Write(id=id, expect=head.version, status="running", wake=0.0),))
+        claims = await self._store.claim(self.worker.id, ids=(id,))
+        await self._adopt(claims.heads)
+
+    async def _outcome(self, execution: Execution) -> Any:
+        """Return or raise what came of an execution in this process."""
+        if isinstance(execution.error, (Conflict, LeaseLost)):
+            return await self.result(execution.journal.id, execution.definition)
+        if execution.error is not None:
+            raise execution.error
+        assert execution.value is not None
+        return execution.definition.starter.decode(execution.value)
+
+    async def _recorded_outcome(self, head: Head, definition: RunDefinition | None) -> Any:
+        stored = await self._load(head.id, after=head.version - 1)
+        last = self._decode(head.id, head.version, stored.records[-1])
+        if isinstance(last, Parked):
+            raise RunParked(last.reason)
+        if not isinstance(last, Ended):
+            raise DecodeError(f"run {head.id!r} is marked {head.status!r}, but its last record does not say so")
+        if last.value is None:
+            raise ended_error(last)
+        if definition is None:
+            raise FlowletError(
+                f"run {head.id!r} completed, but definition {head.definition!r} version {head.definition_version} is not "
+                "known here: include it, or read the run with report()"
+            )
+        return definition.starter.decode(last.value)
+
+    async def _load(self, id: str, *, after: int = 0, limit: int | None = None) -> Stored:
+        stored = await self._store.load(id, after=after, limit=limit)
+        if stored is None:
+            raise RunNotFound(f"there is no run {id!r} in this store; look at the id and the store's URL")
+        return stored
+
+    def _decode(self, id: str, number: int, data: bytes) -> RunRecord:
+        return run_record_codec.decode(data, f"record {number} of run {id!r}")
+
+
+def _checked(id: object) -> str:
+    if not isinstance(id, str) or not id or len(id) > 500 or "\x00" in id:
+        raise IdConflict(f"an id is a text of 1 to 500 characters without NUL, not {id!r}")
+    return id
+
+
+def _no_task() -> object:
+    raise AssertionError("not opened")  # pragma: no cover
+
+

@@ -1,0 +1,135 @@
+"""This process as a worker of a store: its heartbeat, its lease, and taking up what nobody runs.
+
+Law: a worker has an identity of its own for each time it is started. It may begin an effect only
+before `deadline`, which it works out before it asks the store, so that it is never later than what the
+store believes. A peer of this host that is known to be dead is released at once; one elsewhere when
+its lease runs out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from time import monotonic
+
+import anyio
+
+from flowlet.errors import LeaseLost, StoreError, StoreUnavailable
+from flowlet.runtime.logs import Log
+from flowlet.runtime.presence import Presence, new_worker_id
+from flowlet.runtime.tasks import Task, spawn
+from flowlet.store import Head, Store
+
+_LEAST_PAUSE = 0.05
+"""Seconds between two looks for work, however much the store changes."""
+
+Adopt = Callable[[Sequence[Head]], Awaitable[None]]
+
+
+class Worker:
+    """Keeps the lease of one `Flowlet` and claims runs for it.
+
+    Args:
+        lease: seconds for which a heartbeat counts.
+        definitions: tells what this process can run, as (kind, name, version).
+        adopt: takes over what was claimed.
+        recovered: called after each heartbeat that worked.
+
+    Attributes:
+        id: the worker's identity in the store.
+        deadline: local monotonic time up to which its leases surely hold.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        lease: float,
+        log: Log,
+        definitions: Callable[[], Sequence[tuple[str, str, str]]],
+        adopt: Adopt,
+        recovered: Callable[[], Awaitable[None]],
+    ) -> None:
+        self._store = store
+        self._lease = lease
+        self._log = log
+        self._definitions = definitions
+        self._adopt = adopt
+        self._recovered = recovered
+        self.id = new_worker_id()
+        self._presence = Presence(self.id)
+        self.deadline = 0.0
+        self._wake: float | None = None
+        self._task: Task | None = None
+
+    async def start(self) -> None:
+        """Say that this worker lives, take up what nobody runs, then go on doing both."""
+        self._presence.hold()
+        try:
+            await self._beat()
+            await self._look()
+        except BaseException:
+            self._presence.drop()
+            raise
+        self._task = spawn(self._main, self._broke)
+
+    async def stop_looking(self) -> None:
+        """Claim nothing more."""
+        if self._task is not None:
+            self._task.cancel()
+            await self._task.done.wait()
+            self._task = None
+
+    async def stop(self) -> None:
+        """Give back every lease and leave the store's records."""
+        await self.stop_looking()
+        try:
+            await self._store.release(self.id)
+        except StoreError as error:
+            self._log.warning("worker.not_released", worker=self.id, error=str(error))
+        self._presence.drop()
+
+    async def beat(self) -> None:
+        """Renew the lease now."""
+        await self._beat()
+
+    async def _beat(self) -> None:
+        before = monotonic()
+        peers = await self._store.heartbeat(self.id, self._lease)
+        self.deadline = before + self._lease
+        for peer in peers:
+            if self._presence.is_dead(peer):
+                self._log.warning("worker.dead", worker=peer)
+                await self._store.release(peer)
+
+    async def _look(self) -> None:
+        claims = await self._store.claim(self.id, definitions=self._definitions())
+        self._wake = claims.wake
+        if claims.heads:
+            await self._adopt(claims.heads)
+
+    async def _main(self) -> None:
+        seen = -1
+        next_beat = monotonic() + self._lease / 3
+        while True:
+            try:
+                if monotonic() >= next_beat:
+                    next_beat = monotonic() + self._lease / 3
+                    await self._beat()
+                    await self._recovered()
+                await self._look()
+                seen = await self._store.watch(seen, await self._patience(next_beat))
+            except LeaseLost:
+                next_beat = 0.0  # the lease ran out while this process slept: say again that it lives
+            except StoreUnavailable as error:
+                self._log.warning("store.unavailable", error=str(error))
+                await anyio.sleep(min(1.0, self._lease / 10))
+            await anyio.sleep(_LEAST_PAUSE)
+
+    async def _patience(self, next_beat: float) -> float:
+        """Return the seconds until the next heartbeat, or until something falls due before it."""
+        left = max(0.0, next_beat - monotonic())
+        if self._wake is None:
+            return left
+        return min(left, max(0.0, self._wake - await self._store.now()))
+
+    def _broke(self, error: BaseException) -> None:
+        self._log.error("worker.broken", worker=self.id, error=repr(error))
