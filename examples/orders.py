@@ -243,15 +243,20 @@ async def check_out_all(flow: Flowlet, orders: Sequence[Purchase], concurrency: 
                 ends["confirmed"] += 1
             except Refused as refusal:
                 ends[refusal.args[0]] += 1
-            if sys.stderr.isatty() or ends.total() % 50 == 0:
-                print(f"\r{ends.total()} of {len(orders)} orders", end="", file=sys.stderr, flush=True)
+            show_progress(ends.total(), len(orders))
 
     shared = iter(orders)
     async with anyio.create_task_group() as tasks:
         for _ in range(concurrency):
             tasks.start_soon(work, shared)
-    print(file=sys.stderr)
     return ends
+
+
+def show_progress(done: int, total: int) -> None:
+    if sys.stderr.isatty():
+        print(f"\r{done} of {total} orders", end="\n" if done == total else "", file=sys.stderr, flush=True)
+    elif done % 50 == 0 or done == total:
+        print(f"{done} of {total} orders", file=sys.stderr)
 
 
 async def serve(options: argparse.Namespace) -> None:

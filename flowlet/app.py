@@ -41,8 +41,8 @@ R_co = TypeVar("R_co", covariant=True)
 Ts = TypeVarTuple("Ts")
 
 
-class _SagaClass(Protocol[Unpack[Ts], R_co]):
-    def __call__(self, *args: Unpack[Ts]) -> Awaitable[R_co]: ...
+class _SagaClass(Protocol[*Ts, R_co]):
+    def __call__(self, *args: *Ts) -> Awaitable[R_co]: ...
 
 
 class Flowlet(Assembler):
@@ -246,14 +246,12 @@ class Flowlet(Assembler):
 
     # -------------------------------------------------------------- runs
     @overload
-    async def start(
-        self, definition: type[_SagaClass[Unpack[Ts], R]], /, *args: Unpack[Ts], id: str | None = None
-    ) -> Handle[R]: ...
+    async def start(self, definition: type[_SagaClass[*Ts, R]], /, *args: *Ts, id: str | None = None) -> Handle[R]: ...
     @overload
     async def start(
-        self, definition: Callable[[Unpack[Ts]], Awaitable[R]], /, *args: Unpack[Ts], id: str | None = None
+        self, definition: Callable[[Unpack[Ts]], Awaitable[R]], /, *args: *Ts, id: str | None = None
     ) -> Handle[R]: ...
-    async def start(self, definition: Any, /, *args: Any, id: str | None = None) -> Any:
+    async def start(self, definition: Any, /, *args: object, id: str | None = None) -> Any:
         """Start a run and return when its input is durable; it goes on by itself.
 
         Args:
@@ -287,14 +285,12 @@ class Flowlet(Assembler):
         return await self.runs.start(found, found.starter.bind(args, {}), id)
 
     @overload
-    async def execute(
-        self, definition: type[_SagaClass[Unpack[Ts], R]], /, *args: Unpack[Ts], id: str | None = None
-    ) -> R: ...
+    async def execute(self, definition: type[_SagaClass[*Ts, R]], /, *args: *Ts, id: str | None = None) -> R: ...
     @overload
     async def execute(
-        self, definition: Callable[[Unpack[Ts]], Awaitable[R]], /, *args: Unpack[Ts], id: str | None = None
+        self, definition: Callable[[Unpack[Ts]], Awaitable[R]], /, *args: *Ts, id: str | None = None
     ) -> R: ...
-    async def execute(self, definition: Any, /, *args: Any, id: str | None = None) -> Any:
+    async def execute(self, definition: Any, /, *args: object, id: str | None = None) -> Any:
         """Run a definition and return its result; like calling it, with an id and on this Flowlet.
 
         Raises:
@@ -305,12 +301,10 @@ class Flowlet(Assembler):
         return await self.runs.execute(found, found.starter.bind(args, {}), id)
 
     @overload
-    def run(self, definition: type[_SagaClass[Unpack[Ts], R]], /, *args: Unpack[Ts], id: str | None = None) -> R: ...
+    def run(self, definition: type[_SagaClass[*Ts, R]], /, *args: *Ts, id: str | None = None) -> R: ...
     @overload
-    def run(
-        self, definition: Callable[[Unpack[Ts]], Awaitable[R]], /, *args: Unpack[Ts], id: str | None = None
-    ) -> R: ...
-    def run(self, definition: Any, /, *args: Any, id: str | None = None) -> Any:
+    def run(self, definition: Callable[[Unpack[Ts]], Awaitable[R]], /, *args: *Ts, id: str | None = None) -> R: ...
+    def run(self, definition: Any, /, *args: object, id: str | None = None) -> Any:
         """Enter this Flowlet, run a definition and leave again: for plain scripts.
 
         Raises:
@@ -330,7 +324,9 @@ class Flowlet(Assembler):
         except sniffio.AsyncLibraryNotFoundError:
             pass
         else:
-            raise FlowletError("an event loop is running here: write `await flow.execute(...)` instead of flow.run(...)")
+            raise FlowletError(
+                "an event loop is running here: write `await flow.execute(...)` instead of flow.run(...)"
+            )
 
         async def main() -> Any:
             async with self:
@@ -353,7 +349,7 @@ class Flowlet(Assembler):
             raise FlowletError(f"{name} is no saga or pipeline: assemble it with @flow.saga or @flow.pipeline")
         if self._registry.definitions.get((found.name, found.version)) is not found:
             raise FlowletError(f"{found.name!r} is not included here: flow.include(the registry or module it is in)")
-        return found
+        return cast(RunDefinition, found)
 
     # -------------------------------------------------------------- injection
     @overload

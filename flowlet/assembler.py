@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, Unpack, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, overload
 
 from flowlet.core.annotations import caller_namespace
 from flowlet.core.pipeline import OnError, StepRef
@@ -104,15 +104,15 @@ class Assembler(ABC):
     def saga(self, definition: AF, /) -> AF: ...
     @overload
     def saga(
-        self, name: str, /, *steps: Unpack[tuple[Unpack[tuple[AnyStep, ...]], Callable[..., Awaitable[R]]]]
+        self, name: str, /, *steps: *tuple[*tuple[AnyStep, ...], Callable[..., Awaitable[R]]]
     ) -> Callable[..., Coroutine[Any, Any, R]]: ...
     @overload
     def saga(
-        self, name: str, /, *steps: Unpack[tuple[Unpack[tuple[AnyStep, ...]], Callable[..., R]]]
+        self, name: str, /, *steps: *tuple[*tuple[AnyStep, ...], Callable[..., R]]
     ) -> Callable[..., Coroutine[Any, Any, R]]: ...
     @overload
     def saga(self, /, *, name: str | None = None, version: int = 1) -> Callable[[F], F]: ...
-    def saga(self, *args: Any, name: str | None = None, version: int = 1) -> Any:
+    def saga(self, *args: object, name: str | None = None, version: int = 1) -> Any:
         """Assemble a saga: an async function, a class with ``__call__``, or a name and steps in order.
 
         A step that fails for good makes the completed ones be compensated in reverse order.
@@ -144,7 +144,7 @@ class Assembler(ABC):
         self,
         name: str,
         /,
-        *steps: Unpack[tuple[Unpack[tuple[AnyStep, ...]], Callable[..., Awaitable[R]]]],
+        *steps: *tuple[*tuple[AnyStep, ...], Callable[..., Awaitable[R]]],
         version: int = 1,
         when: Mapping[StepRef, Callable[..., bool]] | None = None,
         on_error: OnError | Mapping[StepRef, OnError] = "stop",
@@ -154,7 +154,7 @@ class Assembler(ABC):
         self,
         name: str,
         /,
-        *steps: Unpack[tuple[Unpack[tuple[AnyStep, ...]], Callable[..., R]]],
+        *steps: *tuple[*tuple[AnyStep, ...], Callable[..., R]],
         version: int = 1,
         when: Mapping[StepRef, Callable[..., bool]] | None = None,
         on_error: OnError | Mapping[StepRef, OnError] = "stop",
@@ -163,7 +163,7 @@ class Assembler(ABC):
     def pipeline(self, /, *, name: str | None = None, version: int = 1) -> Callable[[F], F]: ...
     def pipeline(
         self,
-        *args: Any,
+        *args: object,
         name: str | None = None,
         version: int = 1,
         when: Mapping[StepRef, Callable[..., bool]] | None = None,
@@ -205,7 +205,7 @@ class Assembler(ABC):
         return self._assemble_body("pipeline", args, name, version, space)
 
     def _assemble_body(
-        self, kind: str, args: tuple[Any, ...], name: str | None, version: int, space: dict[str, Any]
+        self, kind: str, args: tuple[object, ...], name: str | None, version: int, space: dict[str, Any]
     ) -> Any:
         def assemble(target: Any) -> Any:
             return self.registry.assemble_body(kind, target, name=name, version=version, namespace=space)

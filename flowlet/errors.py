@@ -173,7 +173,7 @@ class StepFailed(RunError):
         self.step, self.attempts, self.type = step, attempts, type
         super().__init__(message)
 
-    def __reduce__(self) -> tuple[type[StepFailed], tuple[str, str, int, str]]:
+    def __reduce__(self) -> tuple[object, tuple[str, str, int, str]]:
         return StepFailed, (str(self), self.step, self.attempts, self.type)
 
 

@@ -9,8 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 import weakref
-from collections.abc import Coroutine
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 
@@ -54,6 +53,10 @@ class Registry(BaseRegistry, Assembler):
     def flowlets(self) -> list[Flowlet]:
         """Return the living ones that run what is in this registry."""
         return [f for f in (ref() for ref in self._flowlets) if f is not None]
+
+    def only_flowlet(self) -> Flowlet | None:
+        """Return the one that runs what is in this registry, or None when there is not just one."""
+        return self._flowlets[0]() if len(self._flowlets) == 1 else None
 
     def _added(self, definition: Any) -> None:
         if isinstance(definition, RunDefinition) and all(home() is not self for home in definition.homes):
@@ -108,9 +111,14 @@ def find_flowlet(definition: RunDefinition) -> Flowlet:
     Raises:
         FlowletError: there is none, or more than one.
     """
+    if len(definition.homes) == 1:  # the usual case, on the path of every direct call
+        home = definition.homes[0]()
+        flowlet = None if home is None else home.only_flowlet()
+        if flowlet is not None:
+            return cast("Flowlet", flowlet)
     found = {id(f): f for home in definition.homes if (registry := home()) for f in registry.flowlets()}
     if len(found) == 1:
-        return next(iter(found.values()))
+        return cast("Flowlet", next(iter(found.values())))
     if not found:
         raise FlowletError(
             f"{definition.name!r} was called, but no Flowlet includes it: flow.include(registry), or "
@@ -136,7 +144,7 @@ def _child_step(definition: RunDefinition) -> StepDefinition:
         is_async=True,
         method=False,
         providers=(run,),
-        positional=len(definition.starter.inputs),
+        positional=definition.starter.arity,
         keywords=(),
         retry=None,
         timeout=None,

@@ -128,9 +128,9 @@ class Write(msgspec.Struct, frozen=True, kw_only=True):
     records: Sequence[bytes] = ()
     status: str | Unchanged = UNCHANGED
     state: str | Unchanged = UNCHANGED
-    wake: float | None | Unchanged = UNCHANGED
+    wake: float | Unchanged | None = UNCHANGED
     close: bool = False
-    owner: str | None | Unchanged = UNCHANGED
+    owner: str | Unchanged | None = UNCHANGED
     snapshot: bytes | Unchanged = UNCHANGED
     signals: Sequence[Signal] = ()
     consumed: int = 0

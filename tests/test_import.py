@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import json
+import re
 import subprocess
 import sys
+from collections.abc import Iterator
+from importlib.metadata import requires
+from pathlib import Path
 
 LAZY = {"tenacity", "structlog"}
 EXTRAS = {"asyncpg", "click", "opentelemetry", "redis", "restate", "rich", "starlette", "yaml"}
@@ -46,3 +51,29 @@ def test_every_public_name_exists_and_nothing_else_is_promised() -> None:
     assert len(set(flowlet.__all__)) == len(flowlet.__all__)
     missing = [name for name in flowlet.__all__ if not hasattr(flowlet, name)]
     assert missing == []
+
+
+def imports(tree: ast.AST) -> Iterator[str]:
+    """Yield the top-level packages that a module imports when it runs, at once or later."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            yield node.module.partition(".")[0]
+        else:
+            yield from imports(node)
+
+
+def test_only_declared_packages_are_imported(root: Path) -> None:
+    declared = {re.split(r"[^\w-]", line)[0].lower() for line in requires("flowlet") or () if "extra" not in line}
+    assert declared == {"anyio", "msgspec", "structlog", "tenacity"}
+    allowed = {"flowlet"} | declared | LOOPS | EXTRAS | sys.stdlib_module_names
+    undeclared = {
+        (path.relative_to(root).as_posix(), name)
+        for path in (root / "flowlet").rglob("*.py")
+        for name in imports(ast.parse(path.read_text(encoding="utf-8")))
+        if name not in allowed
+    }
+    assert undeclared == set()

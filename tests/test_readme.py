@@ -2,16 +2,37 @@
 
 from __future__ import annotations
 
+import ast
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from sybil import Document, Sybil
+from sybil.document import PythonDocStringDocument
 from sybil.parsers.doctest import DocTestParser
 from sybil.parsers.markdown import PythonCodeBlockParser
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = Sybil(parsers=[PythonCodeBlockParser()])
-DOCSTRINGS = Sybil(parsers=[DocTestParser()])
+
+
+class Docstrings(PythonDocStringDocument):
+    """As sybil's own, and with the strings that stand below an assignment and describe it."""
+
+    @staticmethod
+    def extract_docstrings(python_source_code: str) -> Iterator[tuple[int, int, str]]:
+        lines = python_source_code.splitlines(keepends=True)
+        for node in ast.walk(ast.parse(python_source_code)):
+            if (
+                isinstance(node, ast.Expr)
+                and isinstance(node.value, ast.Constant)
+                and isinstance(node.value.value, str)
+            ):
+                start = sum(map(len, lines[: node.lineno - 1])) + node.col_offset + len('"""')
+                yield start, start + len(node.value.value), node.value.value
+
+
+DOCSTRINGS = Sybil(parsers=[DocTestParser()], document_types={".py": Docstrings})
 
 
 def modules_with_examples() -> list[str]:
@@ -32,8 +53,11 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def test_readme() -> None:
-    assert evaluate(PAGES.parse(ROOT / "README.md")) > 0
+def test_readme(capsys: pytest.CaptureFixture[str]) -> None:
+    assert evaluate(PAGES.parse(ROOT / "README.md")) == 1
+    assert capsys.readouterr().out == "charging for o-42\npayment of 120 for o-42\n"
+    evaluate(PAGES.parse(ROOT / "README.md"))
+    assert capsys.readouterr().out == "payment of 120 for o-42\n"
 
 
 @pytest.mark.parametrize("module", modules_with_examples())

@@ -90,9 +90,7 @@ def resolve_hints(thing: Any, namespace: Mapping[str, Any], faults: Faults) -> d
     try:
         return typing.get_type_hints(thing, localns=_scope(thing, namespace), include_extras=True)
     except Exception as error:
-        faults.add(
-            thing, f"an annotation cannot be resolved ({error}); import the name where the function is defined"
-        )
+        faults.add(thing, f"an annotation cannot be resolved ({error}); import the name where the function is defined")
         return {}
 
 

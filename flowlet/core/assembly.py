@@ -20,6 +20,8 @@ from flowlet.core.saga import SagaInterpretation
 from flowlet.core.steps import StepDefinition, build_executable
 from flowlet.core.wiring import Wiring, wire
 
+_UNDOES_NOTHING = "step {!r} has a compensation, but a pipeline undoes nothing; make it a saga"
+
 
 def build_function(
     kind: str, function: Callable[..., Any], *, name: str | None, version: int, namespace: Mapping[str, Any]
@@ -48,14 +50,12 @@ def build_function(
         async def body(_: Program) -> Any:
             return await starter.call(None, inputs, context.provided)
 
-        return SagaInterpretation(title, body, book.define, context)
+        return SagaInterpretation(title, body, book, context)
 
     return _definition(kind, title, version, function, starter, book, interpret)
 
 
-def build_class(
-    kind: str, cls: type, *, name: str | None, version: int, namespace: Mapping[str, Any]
-) -> RunDefinition:
+def build_class(kind: str, cls: type, *, name: str | None, version: int, namespace: Mapping[str, Any]) -> RunDefinition:
     """Build a definition whose body is ``async def __call__`` of a class.
 
     Raises:
@@ -84,7 +84,7 @@ def build_class(
         async def body(_: Program) -> Any:
             return await starter.call(context.instance, inputs, context.provided)
 
-        return SagaInterpretation(title, body, book.define, context)
+        return SagaInterpretation(title, body, book, context)
 
     return _definition(kind, title, version, cls, starter, book, interpret)
 
@@ -102,6 +102,7 @@ def build_saga(
     wiring = wire(name, steps, namespace, faults, any_order=False)
     faults.raise_if_any()
     assert wiring is not None
+    book = StepBook(namespace)
 
     def interpret(context: Context, inputs: tuple[Any, ...]) -> SagaInterpretation:
         async def body(program: Program) -> Any:
@@ -110,7 +111,7 @@ def build_saga(
                 values.append(await program.perform(wired.step, wired.arguments(inputs, values)))
             return values[-1]
 
-        return SagaInterpretation(name, body, _no_marks, context)
+        return SagaInterpretation(name, body, book, context)
 
     return _definition("saga", name, version, None, wiring.starter, wiring, interpret)
 
@@ -136,7 +137,7 @@ def build_pipeline(
     assert wiring is not None
     for wired in wiring.steps:
         if wired.step.compensation is not None:
-            faults.add(name, f"step {wired.step.name!r} has a compensation, but a pipeline undoes nothing; make it a saga")
+            faults.add(name, _UNDOES_NOTHING.format(wired.step.name))
     plan = build_plan(wiring, when, on_error, faults)
     faults.raise_if_any()
 
@@ -165,11 +166,7 @@ def _check_undo(kind: str, name: str, book: StepBook, faults: Faults) -> None:
         return
     for step in book.by_mark.values():
         if step.compensation is not None:
-            faults.add(name, f"step {step.name!r} has a compensation, but a pipeline undoes nothing; make it a saga")
-
-
-def _no_marks(mark: Any, method: bool) -> StepDefinition:
-    raise AssertionError("an assembled saga calls no marks")  # pragma: no cover
+            faults.add(name, _UNDOES_NOTHING.format(step.name))
 
 
 def _definition(

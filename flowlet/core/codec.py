@@ -33,7 +33,7 @@ def encode(value: object, what: str) -> bytes:
         return pack(value)
     except _UNENCODABLE as error:
         raise EncodeError(
-            f"{what} cannot be stored: {error}; use msgspec types (Struct, dataclass, str, int, datetime, UUID, list ...)"
+            f"{what} cannot be stored: {error}; use msgspec types (Struct, dataclass, int, datetime, UUID, list ...)"
         ) from error
 
 

@@ -10,10 +10,14 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from flowlet.core.run import Run
+    from flowlet.core.engine import StepCall
+    from flowlet.core.run import Program
 
-run_context: ContextVar[Run | None] = ContextVar("flowlet_run", default=None)
-"""The `Run` that the code belongs to; its ``program`` is None inside of a step."""
+run_context: ContextVar[Program | StepCall | None] = ContextVar("flowlet_run", default=None)
+"""The scope that the code runs in: the program of a body, or the call of a step.
+
+Both have ``inside`` (None only where a body runs that is not inside of a step), ``run()`` and ``event_key()``.
+"""
 
 machine_context: ContextVar[Any] = ContextVar("flowlet_machine", default=None)
 """The machine whose callbacks are running."""

@@ -24,7 +24,7 @@ class Interpretation(Protocol):
         """Whether ``backward`` has anything to do."""
         ...
 
-    async def forward(self) -> bytes:
+    def forward(self) -> Coroutine[Any, Any, bytes]:
         """Do what the definition says; return the encoded result, or raise why it failed."""
         ...
 

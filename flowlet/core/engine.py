@@ -8,10 +8,12 @@ interpreter that only uses this protocol runs on every engine, local or distribu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
+    from flowlet.core.failures import Failure
+    from flowlet.core.run import Program, Run
     from flowlet.core.steps import StepDefinition
 
 
@@ -41,21 +43,66 @@ COMPENSATING = "compensating"
 class StepCall:
     """One call of a step: what an engine needs to execute it and to recognise it on replay.
 
+    While the step executes in a task of its own it is also the scope that `run_context` holds, with a
+    `Run` that is made when somebody asks for it.
+
     Attributes:
+        definition: the step.
+        key: unique within the run, the same on every replay.
         args: the inputs, in the order of the step's parameters.
         input: the same, encoded.
         owner: the object the step is a method of, or None.
+        scope: the program whose body makes the call, or None.
+        attempt: the attempt that executes now, from 1.
+        engine: the engine that executes it.
+        result: what the user's function returned, if it was executed ``here``.
     """
 
-    __slots__ = ("args", "definition", "input", "owner")
+    # Not slots: most calls never set these, and defaults in the class cost nothing per step.
+    inside: Any = True
+    scope: Program | None = None
+    owner: object | None = None
+    attempt: int = 1
+    result: Any = None
+    here: bool = False
+    _run: Run | None = None
 
     def __init__(
-        self, definition: StepDefinition, args: tuple[Any, ...], input: bytes, owner: object | None = None
+        self,
+        engine: Engine,
+        definition: StepDefinition,
+        key: str,
+        args: tuple[Any, ...],
+        input: bytes,
+        owner: object | None = None,
+        scope: Program | None = None,
     ) -> None:
+        self.engine = engine
         self.definition = definition
+        self.key = key
         self.args = args
         self.input = input
-        self.owner = owner
+        if scope is not None:
+            self.scope = scope
+        if owner is not None:
+            self.owner = owner
+
+    def begin(self, attempt: int) -> None:
+        """Make this the scope of a further attempt."""
+        self.attempt = attempt
+        self._run = None
+
+    def run(self) -> Run:
+        """Return the run as this attempt of the step sees it."""
+        if self._run is None:
+            from flowlet.core.run import Run
+
+            self._run = Run(self.engine.run_id, self.key, self.attempt, self.engine)
+        return self._run
+
+    def event_key(self, machine_id: str, event: str) -> str:
+        """See `Run.event_key`."""
+        return self.run().event_key(machine_id, event)
 
 
 class Pending:
@@ -73,13 +120,25 @@ class Pending:
         self.start = start
 
 
+class Parked:
+    """Awaited by a gathered step call: hands its pending to the gathering program and takes the result."""
+
+    __slots__ = ("pending",)
+
+    def __init__(self, pending: Pending) -> None:
+        self.pending = pending
+
+    def __await__(self) -> Generator[Pending, bytes, bytes]:
+        return (yield self.pending)
+
+
 class Engine(Protocol):
     """What a run may ask of the world. Starters never wait; only `first`, `value` and `perform` do."""
 
     run_id: str
 
-    def step(self, key: str, call: StepCall, /) -> Pending:
-        """Start a step; the same key gives the same pending."""
+    def step(self, call: StepCall, /) -> Pending:
+        """Start a step under its key."""
         ...
 
     def cancel(self, pending: Pending, /) -> None:
@@ -98,8 +157,12 @@ class Engine(Protocol):
         """Return the encoded result of one that has ended, or raise what it raised."""
         ...
 
-    async def perform(self, key: str, call: StepCall, /) -> bytes:
+    async def perform(self, call: StepCall, /) -> bytes:
         """Start one step and wait for its encoded result; cheaper than the three calls it stands for."""
+        ...
+
+    def describe(self, error: Exception, /) -> Failure:
+        """Turn an exception into what is recorded of it."""
         ...
 
     def now(self) -> float:

@@ -63,12 +63,12 @@ def rebuild_failure(failure: Failure, step: str = "", attempts: int = 1) -> Exce
 def _rebuild(kind: type[Exception], failure: Failure) -> Exception:
     args = msgspec.msgpack.decode(failure.args or b"\x90")
     builtin = next(base for base in kind.__mro__ if base.__module__ == "builtins")
-    error = builtin.__new__(kind, *args)  # type: ignore[call-overload]  # the class is only known here
+    error = builtin.__new__(kind, *args)
     error.args = tuple(args)
     if failure.state is not None:
         error.__dict__.update(msgspec.msgpack.decode(failure.state))
     str(error)
-    return error  # type: ignore[no-any-return]  # checked to be an exception class
+    return error
 
 
 def _find_class(type_name: str) -> type[Exception] | None:
@@ -93,5 +93,3 @@ def _message(error: BaseException) -> str:
         return str(error)
     except Exception:  # an exception whose __str__ raises still has to be recorded
         return f"<{type(error).__name__} without a readable message>"
-
-

@@ -78,8 +78,8 @@ def gather(cls: type, faults: Faults) -> Members:
         if base in (Generic, Protocol):
             continue
         for name, member in vars(base).items():
-            _check_override(base, name, member, found, faults)
-            found[name] = member
+            if not _loses_mark(base, name, member, found, faults):
+                found[name] = member
     triggers = {n: t for n, m in found.items() if (t := getattr(m, TRANSITIONS, None)) is not None}
     for name, trigger in triggers.items():
         if not inspect.iscoroutinefunction(trigger.action):
@@ -89,15 +89,15 @@ def gather(cls: type, faults: Faults) -> Members:
     return Members(found, triggers, _guards(cls, found, faults))
 
 
-def _check_override(base: type, name: str, member: Any, found: Mapping[str, Any], faults: Faults) -> None:
+def _loses_mark(base: type, name: str, member: Any, found: Mapping[str, Any], faults: Faults) -> bool:
     """A method that replaces a trigger or guard must say what it is, or it would silently be neither."""
     former = found.get(name)
-    if former is None or former is member:
-        return
-    if getattr(former, TRANSITIONS, None) is not None and getattr(member, TRANSITIONS, None) is None:
-        faults.add(_method(base, name), "it overrides a trigger without @transition; put the mark on it, or rename it")
-    elif getattr(former, GUARD, None) is not None and getattr(member, GUARD, None) is None:
-        faults.add(_method(base, name), "it overrides a guard without @guard; put the mark on it, or rename it")
+    for mark, kind, spelling in ((TRANSITIONS, "trigger", "@transition"), (GUARD, "guard", "@guard")):
+        if getattr(former, mark, None) is not None and getattr(member, mark, None) is None:
+            what = f"it overrides a {kind} without {spelling}; put the mark on it, or rename it"
+            faults.add(_method(base, name), what)
+            return True
+    return False
 
 
 def _guards(cls: type, found: Mapping[str, Any], faults: Faults) -> dict[str, Any]:
@@ -130,13 +130,9 @@ def assigned_names(members: Mapping[str, Any]) -> list[str]:
         code = function.__code__
         if not code.co_argcount:
             continue
-        owner = code.co_varnames[0]
-        before: Any = None
-        for instruction in _instructions(function):
-            if instruction.opname in ("STORE_ATTR", "DELETE_ATTR") and _loads(before, owner):
+        for instruction, is_own in _attribute_stores(function):
+            if is_own:
                 names[instruction.argval] = None
-            if instruction.opname != "CACHE":
-                before = instruction
     return [n for n in names if _is_plain(members.get(n))]
 
 
@@ -151,10 +147,30 @@ def _functions(members: Mapping[str, Any]) -> Iterable[Any]:
         yield from (f for f in found if inspect.isfunction(f))
 
 
-def _instructions(function: Any) -> Iterable[Any]:
+def _instructions(function: Any) -> list[Any]:
     import dis
 
-    return dis.get_instructions(function)
+    return [i for i in dis.get_instructions(function) if i.opname != "CACHE"]
+
+
+def _attribute_stores(function: Any) -> Iterable[tuple[Any, bool]]:
+    """List the instructions that assign or delete an attribute, and whether it is one of the first parameter.
+
+    ``self.a = x`` loads self right before the store; ``self.a += x`` copies it before it loads the old
+    value, and swaps it back before the store.
+    """
+    code = function.__code__
+    owner = code.co_varnames[0] if code.co_argcount else ""
+    copied: set[str] = set()
+    past: list[Any] = [None, None]
+    for instruction in _instructions(function):
+        name = instruction.opname
+        if name == "LOAD_ATTR" and past[-1].opname == "COPY" and _loads(past[-2], owner):
+            copied.add(instruction.argval)
+        if name in ("STORE_ATTR", "DELETE_ATTR"):
+            augmented = past[-1].opname == "SWAP" and instruction.argval in copied
+            yield instruction, augmented or _loads(past[-1], owner)
+        past = [past[-1], instruction]
 
 
 def _loads(instruction: Any, name: str) -> bool:
@@ -169,12 +185,26 @@ def _is_plain(member: Any) -> bool:
     return not hasattr(type(member), "__set__") or inspect.ismemberdescriptor(member)
 
 
-def assigns_nothing(function: Any) -> bool:
-    """Say whether a function neither assigns an attribute nor calls anything that could."""
-    return not any(
-        i.opname.startswith("CALL") or i.opname in ("STORE_ATTR", "DELETE_ATTR", "SEND", "STORE_SUBSCR")
-        for i in _instructions(function)
-    )
+def _static(cls: type, name: str) -> Any:
+    return inspect.getattr_static(cls, name, None)
+
+
+def effects(function: Any, cls: type) -> frozenset[str] | None:
+    """Find which attributes of its own object a simple function assigns; None when that cannot be known.
+
+    A function is simple when it calls and awaits nothing and assigns to nothing but local names and plain
+    attributes of its first parameter.
+    """
+    for instruction in _instructions(function):
+        name = instruction.opname
+        if name.startswith("CALL") or name in ("SEND", "STORE_SUBSCR", "DELETE_SUBSCR", "DELETE_ATTR", "IMPORT_NAME"):
+            return None
+    names: set[str] = set()
+    for instruction, is_own in _attribute_stores(function):
+        if not is_own or not _is_plain(_static(cls, instruction.argval)):
+            return None
+        names.add(instruction.argval)
+    return frozenset(names)
 
 
 def overrides(cls: type) -> str | None:

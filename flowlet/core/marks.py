@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, cast, overlo
 import msgspec
 
 from flowlet.core.current import run_context
+from flowlet.core.engine import Parked
 from flowlet.core.faults import describe
 from flowlet.core.guards import GuardLike
 from flowlet.core.retry import Retry, Seconds, seconds
@@ -152,9 +153,7 @@ def transition(
         ...     async def release(self) -> None: ...
     """
     sources = tuple(source) if isinstance(source, (tuple, list, set, frozenset)) else (source,)
-    mark = TransitionMark(
-        cast("tuple[StateRef, ...]", sources), target, event, guard, exclusive, on_conflict, on_error
-    )
+    mark = TransitionMark(cast("tuple[StateRef, ...]", sources), target, event, guard, exclusive, on_conflict, on_error)
 
     def annotate(function: AF) -> AF:
         trigger: Trigger | None = getattr(function, TRANSITIONS, None)
@@ -303,10 +302,16 @@ def step(
 def _async_step(function: Callable[..., Any], mark: StepMark) -> Callable[..., Any]:
     @functools.wraps(function)
     async def call_step(*args: Any, **kwargs: Any) -> Any:
-        run = run_context.get()
-        if run is None or run.program is None:
+        program: Any = run_context.get()  # a Program wherever `inside` is None; asking costs every step
+        if program is None or program.inside is not None:
             return await function(*args, **kwargs)
-        return await run.program.call_step(mark, args, kwargs)
+        # One coroutine less than a method that awaits for both: every step pays for each.
+        call = program.begin(mark, args, kwargs)
+        if program.gathering:
+            value = await Parked(program.engine.step(call))
+        else:
+            value = await program.engine.perform(call)
+        return program.end(call, value)
 
     return call_step
 
@@ -314,8 +319,8 @@ def _async_step(function: Callable[..., Any], mark: StepMark) -> Callable[..., A
 def _sync_step(function: Callable[..., Any], mark: StepMark) -> Callable[..., Any]:
     @functools.wraps(function)
     def call_step(*args: Any, **kwargs: Any) -> Any:
-        run = run_context.get()
-        if run is not None and run.program is not None:
+        scope = run_context.get()
+        if scope is not None and scope.inside is None:
             raise RunError(
                 f"{mark.name} is a plain def, so a run's body cannot await it: make it async, or assemble it with "
                 'flow.saga("name", ...) or flow.pipeline("name", ...), where flowlet calls it in a worker thread'
@@ -366,5 +371,3 @@ def compensate(
         return function
 
     return annotate
-
-

@@ -157,6 +157,8 @@ def _policy(policy: Any, wired: Wired, where: str, faults: Faults) -> Literal["s
         result=wired.step.result,
         input=Codec(Any),
         signature=inspect.Signature(),
+        arity=1,
+        scalar=wired.step.scalar,
         positional=1,
         keywords=(),
     )
@@ -191,7 +193,7 @@ class PipelineInterpretation:
                 index = self._ready.popleft()
                 call = self._call(index)
                 if call is not None:
-                    waiting[self._engine.step(call.definition.name, call)] = index
+                    waiting[self._engine.step(call)] = index
             if waiting:
                 await self._collect(waiting)
         last = self._values[-1]
@@ -206,7 +208,7 @@ class PipelineInterpretation:
         if call is None:
             return
         try:
-            value = await self._engine.perform(call.definition.name, call)
+            value = await self._engine.perform(call)
         except Exception as error:
             await self._failed(index, error)
         else:
@@ -247,8 +249,8 @@ class PipelineInterpretation:
         if policy == "skip":
             self._skip_dependents(index, f"{name} failed")
             return
-        call = StepCall(policy, (error,), pack(name))
-        value = await self._engine.perform(f"{name}~{policy.name}", call)
+        call = StepCall(self._engine, policy, f"{name}~{policy.name}", (error,), pack(name))
+        value = await self._engine.perform(call)
         self._done(index, policy.decode(value))
 
     def _call(self, index: int) -> StepCall | None:
@@ -262,7 +264,7 @@ class PipelineInterpretation:
                 self._skip_dependents(index, f"{wired.step.name} was skipped")
                 return None
         args = wired.arguments(self._inputs, self._values)
-        return StepCall(wired.step, args, wired.step.encode_input(args))
+        return StepCall(self._engine, wired.step, wired.step.name, args, wired.step.encode_input(args))
 
     def _done(self, index: int, value: Any) -> None:
         self._values[index] = value

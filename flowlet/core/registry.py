@@ -92,7 +92,9 @@ class BaseRegistry(ABC):
         elif callable(target):
             definition = build_function(kind, target, name=name, version=version, namespace=namespace)
         else:
-            raise DefinitionError([f"{target!r} cannot be a {kind}: give an async function, a class or a name and steps"])
+            raise DefinitionError(
+                [f"{target!r} cannot be a {kind}: give an async function, a class, or a name and steps"]
+            )
         self.add(definition)
         return self._bind_run(definition)
 
@@ -121,9 +123,7 @@ class BaseRegistry(ABC):
         Raises:
             DefinitionError: with everything that is wrong with it.
         """
-        definition = build_pipeline(
-            name, steps, version=version, namespace=namespace, when=when, on_error=on_error
-        )
+        definition = build_pipeline(name, steps, version=version, namespace=namespace, when=when, on_error=on_error)
         self.add(definition)
         return self._bind_run(definition)
 
@@ -138,7 +138,10 @@ class BaseRegistry(ABC):
         present = self.definitions.get(key)
         if present is not None and present is not definition:
             raise DefinitionError(
-                [f"{definition.name}: the name is taken by another definition of version {key[1]}; give name= or version="]
+                [
+                    f"{definition.name}: the name is taken by another definition of version {key[1]}; "
+                    "give name= or version="
+                ]
             )
         self.definitions[key] = definition
         self._added(definition)
@@ -160,6 +163,7 @@ class BaseRegistry(ABC):
             raise DefinitionError(problems)
 
     # -------------------------------------------------------------- for the subclass
+    @abstractmethod
     def _added(self, definition: Any) -> None:
         """Tell the subclass that this registry now holds the definition."""
 

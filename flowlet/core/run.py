@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
-from datetime import datetime, timezone
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any, TypeVar, cast, overload
 from uuid import UUID
 
 from flowlet.core.current import run_context
-from flowlet.core.engine import CurrentTask, Engine, Pending, StepCall, StepCancelled
+from flowlet.core.engine import CurrentTask, Engine, Parked, Pending, StepCall, StepCancelled
 from flowlet.core.marks import STEP_CODE, StepMark
-from flowlet.core.steps import StepDefinition
+from flowlet.core.steps import UNENCODABLE, StepDefinition, encode_input
 from flowlet.errors import RunError
 
 T = TypeVar("T")
@@ -27,6 +27,10 @@ T3 = TypeVar("T3")
 T4 = TypeVar("T4")
 T5 = TypeVar("T5")
 T6 = TypeVar("T6")
+
+
+Define = Callable[[StepMark, bool], StepDefinition]
+"""Resolves a step that assembly could not see; True asks for a method."""
 
 
 class Run:
@@ -47,13 +51,12 @@ class Run:
         ...     return f"{run.idempotency_key} attempt {run.attempt}"
     """
 
-    __slots__ = ("_draws", "_engine", "_events", "_key", "attempt", "id", "program")
+    __slots__ = ("_draws", "_engine", "_events", "_key", "attempt", "id")
 
-    def __init__(self, id: str, key: str, attempt: int, engine: Engine, program: Program | None) -> None:
+    def __init__(self, id: str, key: str, attempt: int, engine: Engine) -> None:
         self.id = id
         self._key = key
         self.attempt = attempt
-        self.program = program
         self._engine = engine
         self._draws = 0
         self._events: dict[str, int] | None = None
@@ -65,7 +68,7 @@ class Run:
 
     def now(self) -> datetime:
         """Return the time (UTC) of the run's last record: the same on every replay."""
-        return datetime.fromtimestamp(self._engine.now(), timezone.utc)
+        return datetime.fromtimestamp(self._engine.now(), UTC)
 
     def uuid(self) -> UUID:
         """Return an id that is the same on every replay and attempt, and different at every call."""
@@ -104,81 +107,127 @@ def current_run() -> Run:
         ... async def charge(amount: int) -> str:
         ...     return current_run().idempotency_key
     """
-    run = run_context.get()
-    if run is None:
+    scope = run_context.get()
+    if scope is None:
         raise RunError("current_run() was called outside of a run: only steps and bodies have one")
-    return run
+    return scope.run()
 
 
 class Program:
     """The running body of one run: it turns step calls into starts and waits of the engine.
 
     Attributes:
-        completed: the calls that have returned, in the order of the journal, with key and result.
+        engine: the run's engine.
+        inside: the call that executes inline now, so that the code that runs is not the body's; or None.
+        gathering: step calls are being collected, and must not wait.
+        completed: the calls that have returned and can be undone, in the order of the journal, with results.
     """
 
     __slots__ = (
         "_counts",
         "_current_task",
         "_define",
-        "_engine",
-        "_gathering",
+        "_known",
         "_owner",
+        "_run",
         "_task",
         "completed",
+        "engine",
+        "gathering",
+        "inside",
     )
 
     def __init__(
         self,
         engine: Engine,
-        define: Callable[[StepMark, bool], StepDefinition],
+        known: Mapping[StepMark, StepDefinition],
+        define: Define,
         current_task: CurrentTask,
         owner: object | None = None,
     ) -> None:
-        self._engine = engine
+        self.engine = engine
+        self.inside: StepCall | None = None
+        self.gathering = False
+        self.completed: list[tuple[StepCall, bytes]] = []
+        self._known = known
         self._define = define
         self._owner = owner
         self._current_task = current_task
         self._task = current_task()
         self._counts: dict[str, int] = {}
-        self._gathering = False
-        self.completed: list[tuple[StepCall, str, bytes]] = []
+        self._run: Run | None = None
 
-    async def call_step(self, mark: StepMark, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Perform the step that the body awaits, or give back its recorded result."""
-        if self._current_task() is not self._task:
-            raise _foreign_task(mark.name)
+    def run(self) -> Run:
+        """Return the run as its body sees it."""
+        if self.inside is not None:
+            return self.inside.run()
+        if self._run is None:
+            self._run = Run(self.engine.run_id, "", 1, self.engine)
+        return self._run
+
+    def event_key(self, machine_id: str, event: str) -> str:
+        """See `Run.event_key`."""
+        return self.run().event_key(machine_id, event)
+
+    def begin(self, mark: StepMark, args: tuple[Any, ...], kwargs: dict[str, Any]) -> StepCall:
+        """Make the call of a step that the body awaits.
+
+        Raises:
+            RunError: the body's task is not the one that runs.
+            EncodeError: an argument cannot be stored.
+        """
         owner = self._owner
-        method = owner is not None and len(args) > 0 and args[0] is owner
-        definition = self._define(mark, method)
-        inputs = definition.bind(args[1:] if method else args, kwargs)
-        return await self.perform(definition, inputs, owner if method else None)
+        if owner is not None:
+            if args and args[0] is owner:
+                args = args[1:]
+            else:
+                owner = None
+        definition = self._known.get(mark)
+        if definition is None or definition.method is not (owner is not None):
+            definition = self._define(mark, owner is not None)
+        return self.prepare(definition, args, kwargs, owner)
 
-    async def call_child(self, child: StepDefinition, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Perform another definition as a child run; in this run it is a step."""
+    def prepare(
+        self, definition: StepDefinition, args: tuple[Any, ...], kwargs: dict[str, Any], owner: object | None = None
+    ) -> StepCall:
+        """Make the call of a step that is known."""
         if self._current_task() is not self._task:
-            raise _foreign_task(child.name)
-        return await self.perform(child, child.bind(args, kwargs))
+            raise RunError(
+                f"step {definition.name!r} was called from another task than its run's; for parallel steps write "
+                "`a, b = await gather(f(x), g(y))` with flowlet's gather"
+            )
+        if kwargs or len(args) != definition.arity:
+            args = definition.bind(args, kwargs)
+        try:
+            data = encode_input(args)
+        except UNENCODABLE as error:
+            raise definition.refuse_input(error) from error
+        name = definition.name
+        if definition.key is None and name not in self._counts:
+            self._counts[name] = 1
+            return StepCall(self.engine, definition, name, args, data, owner, self)
+        return StepCall(self.engine, definition, self._next_key(definition, args), args, data, owner, self)
 
-    async def perform(self, definition: StepDefinition, inputs: tuple[Any, ...], owner: object | None = None) -> Any:
-        """Perform a step on bound inputs."""
-        call = StepCall(definition, inputs, definition.encode_input(inputs), owner)
-        key = self.key(definition, inputs)
-        if self._gathering:
-            value: bytes = await _Park(self._engine.step(key, call))
-        else:
-            value = await self._engine.perform(key, call)
+    def end(self, call: StepCall, value: bytes) -> Any:
+        """Give the body the result of a call, as a replay would."""
+        definition = call.definition
         if definition.compensation is not None:
-            self.completed.append((call, key, value))
+            self.completed.append((call, value))
+        if call.here and type(call.result) is definition.scalar:
+            return call.result  # an int, a str ... is what its encoding decodes to
         return definition.decode(value)
 
-    def key(self, definition: StepDefinition, inputs: tuple[Any, ...]) -> str:
-        """Return the key of a call: the step's own choice, or its name and ordinal."""
+    async def perform(self, definition: StepDefinition, args: tuple[Any, ...]) -> Any:
+        """Perform a step that is known."""
+        call = self.prepare(definition, args, {})
+        return self.end(call, await self.engine.perform(call))
+
+    def _next_key(self, definition: StepDefinition, inputs: tuple[Any, ...]) -> str:
+        """Return the step's own choice of a key, or its name and ordinal."""
         name = definition.name
         if definition.key is not None:
             name = f"{name}:{definition.key(*inputs)}"
-        count = self._counts.get(name, 0) + 1
-        self._counts[name] = count
+        count = self._counts[name] = self._counts.get(name, 0) + 1
         if count == 1:
             return name
         if definition.key is not None:
@@ -189,19 +238,19 @@ class Program:
         """Start step calls in order, wait for all, hand out results in the order of the journal."""
         parked: dict[Pending, tuple[int, Coroutine[Any, Any, Any]]] = {}
         results: list[Any] = [None] * len(calls)
-        self._gathering = True
+        self.gathering = True
         try:
             for index, call in enumerate(calls):
                 parked[call.send(None)] = (index, call)
             failure = await self._collect(parked, results)
         except BaseException:
             for pending in parked:
-                self._engine.cancel(pending)
+                self.engine.cancel(pending)
             for call in calls:
                 call.close()
             raise
         finally:
-            self._gathering = False
+            self.gathering = False
         if failure is not None:
             raise failure
         return tuple(results)
@@ -211,7 +260,7 @@ class Program:
     ) -> Exception | None:
         failure: Exception | None = None
         while parked:
-            for pending in await self._engine.first(list(parked)):
+            for pending in await self.engine.first(list(parked)):
                 index, call = parked.pop(pending)
                 try:
                     results[index] = await self._finish(call, pending)
@@ -221,13 +270,13 @@ class Program:
                     if failure is None:
                         failure = error
                         for other in parked:
-                            self._engine.cancel(other)
+                            self.engine.cancel(other)
         return failure
 
     async def _finish(self, call: Coroutine[Any, Any, Any], pending: Pending) -> Any:
         """Give a parked call its outcome; a step call ends then."""
         try:
-            value = await self._engine.value(pending)
+            value = await self.engine.value(pending)
         except Exception:
             call.close()
             raise
@@ -238,13 +287,6 @@ class Program:
         raise RunError("gather takes step calls only")  # pragma: no cover - a step call parks once
 
 
-def _foreign_task(name: str) -> RunError:
-    return RunError(
-        f"step {name!r} was called from another task than its run's; for parallel steps write "
-        "`a, b = await gather(f(x), g(y))` with flowlet's gather"
-    )
-
-
 Direct = Callable[[tuple[Any, ...], dict[str, Any], "Run | None"], Coroutine[Any, Any, Any]]
 """Runs a definition for a direct call; the `Run` is that of the step which makes the call, if any."""
 
@@ -253,27 +295,21 @@ def make_caller(child: StepDefinition, direct: Direct) -> Callable[..., Coroutin
     """Return the coroutine function that stands for a definition: a child run in a body, else a run."""
 
     async def call_run(*args: Any, **kwargs: Any) -> Any:
-        run = run_context.get()
-        if run is not None and run.program is not None:
-            return await run.program.call_child(child, args, kwargs)
-        return await direct(args, kwargs, run)
+        program = run_context.get()
+        if program is None or program.inside is not None:
+            return await direct(args, kwargs, None if program is None else program.run())
+        assert isinstance(program, Program)
+        call = program.prepare(child, args, kwargs)
+        if program.gathering:
+            value = await Parked(program.engine.step(call))
+        else:
+            value = await program.engine.perform(call)
+        return program.end(call, value)
 
     return call_run
 
 
-_GATHERABLE = (STEP_CODE, make_caller(cast(Any, None), cast(Any, None)).__code__)  # type: ignore[attr-defined]
-
-
-class _Park:
-    """Awaited by a gathered step call: hands its pending to `Program.gather` and takes the result."""
-
-    __slots__ = ("pending",)
-
-    def __init__(self, pending: Pending) -> None:
-        self.pending = pending
-
-    def __await__(self) -> Generator[Pending, bytes, bytes]:
-        return (yield self.pending)
+_GATHERABLE = (STEP_CODE, make_caller(cast(Any, None), cast(Any, None)).__code__)
 
 
 @overload
@@ -322,8 +358,8 @@ async def gather(*awaitables: Awaitable[Any]) -> tuple[Any, ...]:
         ...     label, mail = await gather(ship(order), notify(order))
         ...     return label
     """
-    run = run_context.get()
-    program = None if run is None else run.program
+    scope = run_context.get()
+    program = scope if isinstance(scope, Program) and scope.inside is None else None
     strangers = [a for a in awaitables if not (inspect.iscoroutine(a) and a.cr_code in _GATHERABLE)]
     if program is None or strangers:
         for awaitable in awaitables:
@@ -332,4 +368,4 @@ async def gather(*awaitables: Awaitable[Any]) -> tuple[Any, ...]:
         if program is None:
             raise RunError("gather works in the body of a run; elsewhere use an anyio task group or asyncio.gather")
         raise RunError(f"gather takes step calls only, not {strangers[0]!r}: mark the function with @step")
-    return await program.gather(awaitables)  # type: ignore[arg-type]  # checked to be coroutines above
+    return await program.gather(cast("tuple[Coroutine[Any, Any, Any], ...]", awaitables))

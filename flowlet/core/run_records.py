@@ -38,7 +38,7 @@ class StepEnded(msgspec.Struct, frozen=True, array_like=True, tag="s"):
     """A step returned.
 
     Attributes:
-        digest: checksum of the encoded input.
+        digest: that by which a replay recognises the input; see `flowlet.core.steps.digest`.
         attempt: which attempt it was, from 1.
         seconds: how long that attempt took.
         value: the encoded result.
@@ -47,7 +47,7 @@ class StepEnded(msgspec.Struct, frozen=True, array_like=True, tag="s"):
 
     start: int
     key: str
-    digest: int
+    digest: bytes
     attempt: int
     at: float
     seconds: float
@@ -60,7 +60,7 @@ class StepErred(msgspec.Struct, frozen=True, array_like=True, tag="e"):
 
     start: int
     key: str
-    digest: int
+    digest: bytes
     attempt: int
     at: float
     seconds: float
@@ -72,7 +72,7 @@ class StepStopped(msgspec.Struct, frozen=True, array_like=True, tag="c"):
 
     start: int
     key: str
-    digest: int
+    digest: bytes
     at: float
 
 
@@ -81,7 +81,7 @@ class AttemptErred(msgspec.Struct, frozen=True, array_like=True, tag="a"):
 
     start: int
     key: str
-    digest: int
+    digest: bytes
     attempt: int
     at: float
     seconds: float

@@ -11,14 +11,14 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from flowlet.core.bodies import StepBook
 from flowlet.core.codec import Codec, encode, pack
 from flowlet.core.current import run_context
 from flowlet.core.definitions import Context, Undone
 from flowlet.core.engine import COMPENSATING, Decided, StepCall
-from flowlet.core.failures import Failure, describe_failure, rebuild_failure
-from flowlet.core.marks import StepMark
-from flowlet.core.run import Program, Run
-from flowlet.core.steps import ERROR, RESULT, StepDefinition
+from flowlet.core.failures import Failure, rebuild_failure
+from flowlet.core.run import Program
+from flowlet.core.steps import ERROR, RESULT
 
 failure_codec: Codec[Failure] = Codec(Failure)
 
@@ -29,14 +29,12 @@ Body = Callable[[Program], Awaitable[Any]]
 class SagaInterpretation:
     """One run of a saga, however it was spelled."""
 
-    __slots__ = ("_body", "_context", "_define", "_name", "_program")
+    __slots__ = ("_body", "_book", "_context", "_name", "_program")
 
-    def __init__(
-        self, name: str, body: Body, define: Callable[[StepMark, bool], StepDefinition], context: Context
-    ) -> None:
+    def __init__(self, name: str, body: Body, book: StepBook, context: Context) -> None:
         self._name = name
         self._body = body
-        self._define = define
+        self._book = book
         self._context = context
         self._program: Program | None = None
 
@@ -48,9 +46,11 @@ class SagaInterpretation:
     async def forward(self) -> bytes:
         """Run the body; return its encoded result."""
         context = self._context
-        engine = context.engine
-        program = self._program = Program(engine, self._define, context.current_task, context.instance)
-        token = run_context.set(Run(engine.run_id, "", 1, engine, program))
+        book = self._book
+        program = self._program = Program(
+            context.engine, book.by_mark, book.define, context.current_task, context.instance
+        )
+        token = run_context.set(program)
         try:
             value = await self._body(program)
         except Decided as decision:
@@ -64,19 +64,16 @@ class SagaInterpretation:
         if self._program is None or not self._program.completed:
             return Undone()
         engine = self._context.engine
-        engine.note(COMPENSATING, pack(describe_failure(error)))
+        engine.note(COMPENSATING, pack(engine.describe(error)))
         undone: list[str] = []
         failed: list[str] = []
         errors: list[Exception] = []
-        for call, key, value in reversed(self._program.completed):
-            compensation = call.definition.compensation
-            assert compensation is not None
+        for call, value in reversed(self._program.completed):
             try:
-                name = f"{key}~{compensation.step.name}"
-                await engine.perform(name, compensation_call(call, value, error))
-                undone.append(key)
+                await engine.perform(compensation_call(call, value, error))
+                undone.append(call.key)
             except Exception as reason:
-                failed.append(key)
+                failed.append(call.key)
                 errors.append(reason)
         return Undone(tuple(undone), tuple(failed), tuple(errors))
 
@@ -94,4 +91,5 @@ def compensation_call(call: StepCall, value: bytes, error: Exception) -> StepCal
             args.append(error)
         else:
             args.append(recorded[source])
-    return StepCall(compensation.step, tuple(args), call.input + value, call.owner)
+    key = f"{call.key}~{compensation.step.name}"
+    return StepCall(call.engine, compensation.step, key, tuple(args), call.input + value, call.owner)

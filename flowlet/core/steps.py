@@ -6,8 +6,8 @@ codecs, what a compensation is given) is worked out here, at assembly.
 
 from __future__ import annotations
 
+import hashlib
 import inspect
-import zlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -23,7 +23,14 @@ from flowlet.errors import EncodeError
 Provide = Callable[[Any], Any]
 """Gives the value for a provided parameter's annotation."""
 
-_encode_input = msgspec.msgpack.Encoder(order="deterministic").encode
+encode_input = msgspec.msgpack.Encoder(order="deterministic").encode
+"""Encodes a tuple of inputs, so that equal inputs have equal bytes."""
+
+UNENCODABLE = (TypeError, ValueError, OverflowError, RecursionError)
+"""What `encode_input` raises for a value that cannot be stored."""
+
+_SCALARS = (int, str, float, bool, bytes, type(None))
+_SHORT = 32
 _NONE = b"\xc0"
 
 
@@ -38,6 +45,9 @@ class StepDefinition(msgspec.Struct, frozen=True, eq=False, kw_only=True):
         providers: parameters that flowlet fills, by annotation.
         result: the codec of what it returns.
         input: the codec of the tuple of its inputs.
+        arity: the number of inputs.
+        scalar: the result's type if a value of it is its own encoding's decoding, as with int and str.
+        plain: a call is nothing but awaiting the function with its inputs.
         positional: so many inputs are passed by position, the others by their names, ``keywords``.
         compensation: how to undo it, or None.
         timeout: seconds that one attempt may take.
@@ -52,6 +62,9 @@ class StepDefinition(msgspec.Struct, frozen=True, eq=False, kw_only=True):
     result: Codec[Any]
     input: Codec[Any]
     signature: inspect.Signature
+    arity: int
+    scalar: type | None
+    plain: bool = False
     positional: int
     keywords: tuple[str, ...]
     retry: Retry | None = None
@@ -88,12 +101,16 @@ class StepDefinition(msgspec.Struct, frozen=True, eq=False, kw_only=True):
             EncodeError: one of them cannot be stored.
         """
         try:
-            return _encode_input(args)
-        except (TypeError, ValueError, OverflowError, RecursionError) as error:
-            raise EncodeError(
-                f"an argument of step {self.name!r} cannot be stored: {error}; pass data, and take services "
-                "through a parameter with the default `provided`"
-            ) from error
+            return encode_input(args)
+        except UNENCODABLE as error:
+            raise self.refuse_input(error) from error
+
+    def refuse_input(self, error: Exception) -> EncodeError:
+        """Make the error for an input that cannot be stored."""
+        return EncodeError(
+            f"an argument of {self.name!r} cannot be stored: {error}; pass data, and take services "
+            "through a parameter with the default `provided`"
+        )
 
     def decode(self, value: bytes) -> Any:
         """Decode a recorded result to the annotated type."""
@@ -118,9 +135,9 @@ RESULT = -1
 ERROR = -2
 
 
-def digest(input: bytes) -> int:
-    """Return the checksum by which a replay recognises a step's input."""
-    return zlib.crc32(input)
+def digest(input: bytes) -> bytes:
+    """Return that by which a replay recognises a step's input: itself when short, else its hash."""
+    return input if len(input) <= _SHORT else hashlib.blake2b(input, digest_size=16).digest()
 
 
 def build_step(mark: StepMark, namespace: Mapping[str, Any], faults: Faults, *, method: bool) -> StepDefinition | None:
@@ -137,7 +154,12 @@ def build_step(mark: StepMark, namespace: Mapping[str, Any], faults: Faults, *, 
     if step is None or len(faults.problems) > before:
         return None
     return msgspec.structs.replace(
-        step, retry=mark.retry, timeout=mark.timeout, key=mark.key, compensation=compensation
+        step,
+        retry=mark.retry,
+        timeout=mark.timeout,
+        key=mark.key,
+        compensation=compensation,
+        plain=step.is_async and not (step.providers or step.keywords or method) and mark.timeout is None,
     )
 
 
@@ -170,6 +192,8 @@ def build_executable(
         result=result,
         input=input_codec,
         signature=_input_signature(function, signature, method),
+        arity=len(signature.inputs),
+        scalar=result.type if result.type in _SCALARS else None,
         positional=_positional(signature),
         keywords=tuple(p.name for p in signature.inputs[_positional(signature) :]),
     )
@@ -240,6 +264,8 @@ def build_compensation(
             result=Codec(Any),
             input=Codec(Any),
             signature=_input_signature(mark.function, shown, method),
+            arity=len(used),
+            scalar=None,
             positional=0,
             keywords=tuple(p.name for p in used),
             retry=mark.retry,

@@ -178,6 +178,8 @@ def _starter(name: str, inputs: tuple[Parameter, ...], last: StepDefinition) -> 
         result=last.result,
         input=Codec(tuple[types]),  # type: ignore[valid-type]  # built from annotations
         signature=signature,
+        arity=len(inputs),
+        scalar=last.scalar,
         positional=len(inputs),
         keywords=(),
     )

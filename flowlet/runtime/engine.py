@@ -9,44 +9,32 @@ engine's inbox, from which it enters the journal in the order of completion.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
-from time import monotonic, perf_counter
-from typing import Any, Protocol
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from time import perf_counter
+from types import MappingProxyType
+from typing import NoReturn
 
 import anyio
 
 from flowlet.core.codec import pack
-from flowlet.core.current import run_context
 from flowlet.core.engine import COMPENSATING, Decided, Pending, StepCall, StepCancelled, Suspended
-from flowlet.core.failures import Failure, describe_failure, rebuild_failure
-from flowlet.core.run import Run
-from flowlet.core.run_records import AttemptErred, Noted, Outcome, Parked, RunRecord, StepEnded, StepErred, Started
-from flowlet.core.steps import Provide, digest
-from flowlet.errors import EncodeError, HistoryMismatch, LeaseLost, PayloadTooLarge, StepTimeout
+from flowlet.core.failures import Failure, rebuild_failure
+from flowlet.core.run_records import (
+    AttemptErred,
+    Ended,
+    Noted,
+    Outcome,
+    Parked,
+    RunRecord,
+    Started,
+    StepEnded,
+    StepErred,
+)
+from flowlet.core.steps import digest
+from flowlet.errors import HistoryMismatch, LeaseLost
 from flowlet.runtime.journal import Journal
-from flowlet.runtime.logs import Log
+from flowlet.runtime.steps import Host, StepRunner
 from flowlet.runtime.tasks import Latch, Task, spawn
-
-_ENCODE_ERRORS = (TypeError, ValueError, OverflowError, RecursionError)
-
-
-class Host(Protocol):
-    """What an engine needs of the process it runs in.
-
-    Attributes:
-        closing: the process wants to stop: no further step may start.
-        deadline: the local monotonic time at which the lease may have run out.
-    """
-
-    closing: bool
-    deadline: float
-    log: Log
-    max_payload: int | None
-    provide: Provide
-
-    def now(self) -> float:
-        """Return the time of the store's clock."""
-        ...
 
 
 class LocalPending(Pending):
@@ -60,8 +48,8 @@ class LocalPending(Pending):
 
     __slots__ = ("call", "digest", "ended", "error", "launched", "stopping", "task", "value")
 
-    def __init__(self, key: str, start: int, call: StepCall) -> None:
-        super().__init__(key, start)
+    def __init__(self, start: int, call: StepCall) -> None:
+        super().__init__(call.key, start)
         self.call = call
         self.digest = digest(call.input)
         self.ended = False
@@ -90,65 +78,74 @@ class _Notice:
 class LocalEngine:
     """The engine of one run in this process."""
 
+    # Defaults of what most runs never touch: a run is short, and setting up its engine is most of it.
+    _replay: deque[Outcome | Noted] | tuple[()] = ()
+    _attempts: Mapping[int, list[AttemptErred]] = MappingProxyType({})
+    _inbox: deque[_Notice] | None = None
+    _bell: anyio.Event | None = None
+    _saving: Task | None = None
+
     def __init__(self, journal: Journal, host: Host, records: Sequence[RunRecord], definition: str) -> None:
         self.run_id = journal.id
         self.journal = journal
         self._host = host
         self._definition = definition
         self._starts = 0
-        self._now = 0.0
-        self._replay: deque[Outcome | Noted] = deque()
-        self._attempts: dict[int, list[AttemptErred]] = {}
         self._open: dict[int, LocalPending] = {}
-        self._inbox: deque[_Notice] = deque()
-        self._bell: anyio.Event | None = None
-        self._saving: Task | None = None
-        self._read(records)
+        self._runner = StepRunner(journal, host, definition, records[0].at)
+        if len(records) > 1:
+            self._read(records)
 
     def _read(self, records: Sequence[RunRecord]) -> None:
+        replay: deque[Outcome | Noted] = deque()
+        attempts: dict[int, list[AttemptErred]] = {}
         for record in records:
-            if isinstance(record, Started):
-                self._now = record.at
-            elif isinstance(record, AttemptErred):
-                self._attempts.setdefault(record.start, []).append(record)
-            elif not isinstance(record, Parked):
-                self._replay.append(record)  # type: ignore[arg-type]  # a run that has ended is not replayed
+            if isinstance(record, AttemptErred):
+                attempts.setdefault(record.start, []).append(record)
+            elif not isinstance(record, (Started, Parked, Ended)):
+                replay.append(record)
+        self._replay, self._attempts = replay, attempts
 
     # -------------------------------------------------------------- the interpreter's side
-    async def perform(self, key: str, call: StepCall, /) -> bytes:
+    async def perform(self, call: StepCall, /) -> bytes:
         """Start one step and wait for its encoded result."""
-        if self._open:
-            pending = self.step(key, call)
+        if self._open or self._replay:
+            pending = self.step(call)
             await self.first((pending,))
             return await self.value(pending)
         self._starts = start = self._starts + 1
-        if self._replay:
-            pending = LocalPending(key, start, call)
-            self._open[start] = pending
-            self._deliver_recorded()
-            return await self.value(pending)
-        await self._before_effect()
-        if self._attempts or call.definition.timeout is not None or not call.definition.is_async:
-            return await self._attempt(key, start, call, self._persist)
-        # The plain case in one piece: every call saved here is paid by each step of each run.
-        run = Run(self.run_id, key, 1, self, None)
-        token = run_context.set(run)
+        host, journal = self._host, self.journal
         began = perf_counter()
+        if (
+            host.closing
+            or began > host.deadline
+            or (journal.pending and journal.durable)
+            or journal.trouble is not None
+            or self._saving is not None
+        ):
+            await self._before_effect()
+            began = perf_counter()
+        definition = call.definition
+        scope = call.scope
+        if scope is None or not definition.plain or start in self._attempts:
+            return await self._runner.attempt(start, call, self._past(start, call), self._runner.persist)
+        # The plain case in one piece: every call saved here is paid by each step of each run.
+        scope.inside = call
         try:
-            result = await self._invoke(call, run)
+            result = await definition.function(*call.args)
         except Exception as error:
-            run_context.reset(token)
-            return await self._fail(key, start, call, 1, began, began, error, self._persist)
+            scope.inside = None
+            return await self._runner.fail(start, call, began, began, error, self._runner.persist)
         except BaseException:
-            run_context.reset(token)
+            scope.inside = None
             raise
-        run_context.reset(token)
-        return self._record_value(key, start, call, 1, began, result)
+        scope.inside = None
+        return self._runner.record_value(start, call, began, result)
 
-    def step(self, key: str, call: StepCall, /) -> LocalPending:
+    def step(self, call: StepCall, /) -> LocalPending:
         """Start a step; its effect begins when the interpreter waits."""
         self._starts += 1
-        pending = self._open[self._starts] = LocalPending(key, self._starts, call)
+        pending = self._open[self._starts] = LocalPending(self._starts, call)
         return pending
 
     def cancel(self, pending: Pending, /) -> None:
@@ -166,9 +163,9 @@ class LocalEngine:
             if not isinstance(front, Noted) or front.key != key:
                 self._mismatch(f"decision {key!r}", _name_record(front))
             self._replay.popleft()
-            self._now = front.at  # type: ignore[union-attr]  # _mismatch raises
-            return front.value  # type: ignore[union-attr]  # _mismatch raises
-        self._add(pack(("n", key, value, self._tick())))
+            self._runner.now = front.at
+            return front.value
+        self.journal.pending.append(pack(("n", key, value, self._runner.tick())))
         if key == COMPENSATING:
             self.journal.status = COMPENSATING
         return value
@@ -191,9 +188,13 @@ class LocalEngine:
             raise pending.error
         return pending.value
 
+    def describe(self, error: Exception, /) -> Failure:
+        """Turn an exception into what is recorded of it."""
+        return self._runner.describe(error)
+
     def now(self) -> float:
         """Return the time of the last record the run has seen."""
-        return self._now
+        return self._runner.now
 
     # -------------------------------------------------------------- the execution's side
     def decided(self) -> bytes | None:
@@ -238,6 +239,7 @@ class LocalEngine:
     # -------------------------------------------------------------- replay
     def _deliver_recorded(self) -> None:
         """Give the next recorded outcome to the pending that it belongs to."""
+        assert self._replay
         record = self._replay[0]
         if isinstance(record, Noted):
             if record.key == COMPENSATING:
@@ -246,16 +248,13 @@ class LocalEngine:
                 self._open.clear()
                 raise Decided(record.value)
             self._mismatch("a wait for a step", _name_record(record))
-            return
         pending = self._open.get(record.start)
         if pending is None:
             started = ", ".join(repr(p.key) for p in self._open.values())
             self._mismatch(f"step {started}", _name_record(record))
-            return
         self._check_same(pending, record)
         self._replay.popleft()
-        self._attempts.pop(record.start, None)
-        self._now = record.at
+        self._runner.now = record.at
         if isinstance(record, StepEnded):
             self._end(pending, record.value, None)
         elif isinstance(record, StepErred):
@@ -269,10 +268,18 @@ class LocalEngine:
         if pending.digest != record.digest:
             self._mismatch(f"step {pending.key!r} with this input", "the same step with another input")
 
-    def _mismatch(self, found: str, expected: str) -> None:
+    def _past(self, start: int, call: StepCall) -> Sequence[AttemptErred]:
+        """Return the recorded attempts of a step that has no recorded outcome."""
+        past = self._attempts.get(start, ())
+        if past:
+            self._check_same(LocalPending(start, call), past[-1])
+        return past
+
+    def _mismatch(self, found: str, expected: str) -> NoReturn:
         self.journal.trouble = HistoryMismatch(
-            f"run {self.run_id!r} of {self._definition!r}, start {self._starts}: the code now asks for {found}, but the "
-            f"history has {expected}; bring back the code that the run began with, or give the new code a new version="
+            f"run {self.run_id!r} of {self._definition!r}, start {self._starts}: the code now asks for {found}, "
+            f"but the history has {expected}; bring back the code that the run began with, or give the new code "
+            "a new version="
         )
         raise Suspended
 
@@ -290,7 +297,7 @@ class LocalEngine:
         host = self._host
         if host.closing:
             raise Suspended
-        if monotonic() > host.deadline:
+        if perf_counter() > host.deadline:
             self.journal.trouble = LeaseLost(f"the lease on run {self.run_id!r} ran out before it was renewed")
             raise Suspended
 
@@ -313,6 +320,8 @@ class LocalEngine:
             pending.launched = True
             await self._run_inline(pending)
             return
+        if self._inbox is None:
+            self._inbox = deque()
         for pending in fresh:
             pending.launched = True
             pending.task = spawn(self._task_main(pending), self._task_broke(pending))
@@ -323,7 +332,9 @@ class LocalEngine:
 
     async def _run_inline(self, pending: LocalPending) -> None:
         try:
-            value = await self._attempt(pending.key, pending.start, pending.call, self._persist)
+            value = await self._runner.attempt(
+                pending.start, pending.call, self._past(pending.start, pending.call), self._runner.persist
+            )
         except Exception as error:
             self._end(pending, b"", error)
         else:
@@ -333,12 +344,12 @@ class LocalEngine:
         """End what was cancelled before it began; it needs no effect to be stopped."""
         stopped = [p for p in self._open.values() if p.stopping and not p.launched]
         for pending in stopped:
-            self._add(pack(("c", pending.start, pending.key, pending.digest, self._tick())))
+            self.journal.pending.append(self._runner.pack_stopped(pending.start, pending.call))
             self._end(pending, b"", StepCancelled(pending.key))
         return bool(stopped)
 
     async def _take(self, notice: _Notice) -> None:
-        self._add(notice.record)
+        self.journal.pending.append(notice.record)
         if notice.seen is not None:
             await self.journal.commit()
             notice.seen.set()
@@ -348,30 +359,32 @@ class LocalEngine:
             self._end(notice.pending, notice.value or b"", notice.error)
 
     def _post(self, notice: _Notice) -> None:
+        assert self._inbox is not None
         self._inbox.append(notice)
         if self._bell is not None:
             self._bell.set()
 
     def _task_main(self, pending: LocalPending) -> Callable[[], Awaitable[None]]:
         async def persist(record: bytes) -> None:
+            # The journal has one writer: the interpreter's task saves it and says so.
             notice = _Notice(pending, record)
             notice.seen = Latch()
             self._post(notice)
             await notice.seen.wait()
 
+        past = self._past(pending.start, pending.call)
         records: list[bytes] = []
 
         async def main() -> None:
             value: bytes | None = None
             failure: Exception | None = None
             try:
-                value = await self._attempt(pending.key, pending.start, pending.call, persist, records)
+                value = await self._runner.attempt(pending.start, pending.call, past, persist, records)
             except Exception as error:
                 failure = error
             except BaseException:
                 if pending.stopping:  # stopped by the interpreter: that is its outcome
-                    stopped = pack(("c", pending.start, pending.key, pending.digest, self._tick()))
-                    self._post(_Notice(pending, stopped))
+                    self._post(_Notice(pending, self._runner.pack_stopped(pending.start, pending.call)))
                 raise
             self._post(_Notice(pending, records[-1], value, failure))
 
@@ -382,186 +395,6 @@ class LocalEngine:
             self._host.log.error("step.task_failed", run_id=self.run_id, step=pending.key, error=repr(error))
 
         return report
-
-    # -------------------------------------------------------------- attempts
-    async def _attempt(
-        self,
-        key: str,
-        start: int,
-        call: StepCall,
-        persist: Callable[[bytes], Awaitable[None]],
-        records: list[bytes] | None = None,
-    ) -> bytes:
-        """Execute a step with its retries and timeout; its last record goes to ``records`` or the journal."""
-        attempt, began = await self._past_attempts(key, start, call)
-        run = Run(self.run_id, key, attempt, self, None)
-        token = run_context.set(run)
-        attempt_began = perf_counter()
-        try:
-            result = await self._invoke(call, run)
-        except Exception as error:
-            run_context.reset(token)
-            return await self._fail(key, start, call, attempt, began, attempt_began, error, persist, records)
-        except BaseException:
-            run_context.reset(token)
-            raise
-        run_context.reset(token)
-        return self._record_value(key, start, call, attempt, attempt_began, result, records)
-
-    async def _past_attempts(self, key: str, start: int, call: StepCall) -> tuple[int, float]:
-        """Go on where the recorded attempts ended: the next number, after the rest of the drawn delay."""
-        past = self._attempts.pop(start, None)
-        now = perf_counter()
-        if not past:
-            return 1, now
-        last = past[-1]
-        self._check_same(LocalPending(key, start, call), last)
-        await anyio.sleep(max(0.0, last.at + last.delay - self._host.now()))
-        elapsed = max(0.0, self._host.now() - past[0].at + past[0].seconds)
-        return last.attempt + 1, perf_counter() - elapsed
-
-    async def _invoke(self, call: StepCall, run: Run) -> Any:
-        """Call the user's function once, in a thread if it is a plain def, within its timeout."""
-        definition = call.definition
-        provided = self._provided(call, run) if definition.providers else None
-        if definition.timeout is None and definition.is_async:
-            return await definition.call(call.owner, call.args, provided)
-        limit = definition.timeout
-        with anyio.move_on_after(limit) as scope:
-            if definition.is_async:
-                return await definition.call(call.owner, call.args, provided)
-            return await anyio.to_thread.run_sync(
-                definition.call, call.owner, call.args, provided, abandon_on_cancel=limit is not None
-            )
-        assert scope.cancelled_caught
-        raise StepTimeout(f"step {definition.name!r} did not end within {limit} s")
-
-    def _provided(self, call: StepCall, run: Run) -> dict[str, Any]:
-        return {
-            p.name: run if p.annotation is Run else self._host.provide(p.annotation) for p in call.definition.providers
-        }
-
-    async def _fail(
-        self,
-        key: str,
-        start: int,
-        call: StepCall,
-        attempt: int,
-        began: float,
-        attempt_began: float,
-        error: Exception,
-        persist: Callable[[bytes], Awaitable[None]],
-        records: list[bytes] | None = None,
-    ) -> bytes:
-        """Decide what follows a failed attempt: another one, or the step's failure."""
-        while True:
-            seconds = perf_counter() - attempt_began
-            delay = None
-            if call.definition.retry is not None:
-                from flowlet.runtime.retrying import next_delay
-
-                delay = next_delay(call.definition.retry, attempt, error, perf_counter() - began)
-            failure = describe_failure(error)
-            if delay is None:
-                self._record_error(key, start, call, attempt, seconds, failure, records)
-                raise error
-            at = self._tick()
-            await persist(
-                pack(("a", start, key, digest(call.input), attempt, at, seconds, delay, failure))
-            )
-            self._log_retry(key, attempt, delay, error)
-            await anyio.sleep(delay)
-            if self._host.closing:
-                raise Suspended
-            attempt += 1
-            run = Run(self.run_id, key, attempt, self, None)
-            attempt_began = perf_counter()
-            token = run_context.set(run)
-            try:
-                result = await self._invoke(call, run)
-            except Exception as again:
-                error = again
-                continue
-            finally:
-                run_context.reset(token)
-            return self._record_value(key, start, call, attempt, attempt_began, result, records)
-
-    def _log_retry(self, key: str, attempt: int, delay: float, error: Exception) -> None:
-        log = self._host.log
-        if log.active:
-            log.info(
-                "step.retried",
-                run_id=self.run_id,
-                definition=self._definition,
-                step=key,
-                attempt=attempt,
-                delay=delay,
-                error=repr(error),
-            )
-
-    async def _persist(self, record: bytes) -> None:
-        """Make a record durable from the interpreter's own task."""
-        self._add(record)
-        await self.journal.commit()
-
-    def _record_value(
-        self,
-        key: str,
-        start: int,
-        call: StepCall,
-        attempt: int,
-        began: float,
-        result: Any,
-        records: list[bytes] | None = None,
-    ) -> bytes:
-        try:
-            value = pack(result)
-        except _ENCODE_ERRORS as error:
-            problem: Exception = EncodeError(
-                f"the result of step {key!r} cannot be stored: {error}; return msgspec types (Struct, dataclass, ...)"
-            )
-            problem.__cause__ = error
-        else:
-            limit = self._host.max_payload
-            if limit is None or len(value) <= limit:
-                kept = call.input if call.definition.compensation is not None else None
-                seconds = perf_counter() - began
-                # The shape of StepEnded, as a tuple: it is the one record that every step pays for.
-                record = pack(("s", start, key, digest(call.input), attempt, self._tick(), seconds, value, kept))
-                if records is None:
-                    self.journal.pending.append(record)
-                else:
-                    records.append(record)
-                return value
-            problem = PayloadTooLarge(
-                f"the result of step {key!r} has {len(value)} bytes, the store takes {limit}; keep it elsewhere and "
-                "return a reference"
-            )
-        self._record_error(key, start, call, attempt, perf_counter() - began, describe_failure(problem), records)
-        raise problem
-
-    def _record_error(
-        self,
-        key: str,
-        start: int,
-        call: StepCall,
-        attempt: int,
-        seconds: float,
-        failure: Failure,
-        records: list[bytes] | None,
-    ) -> None:
-        record = pack(("e", start, key, digest(call.input), attempt, self._tick(), seconds, failure))
-        if records is None:
-            self._add(record)
-        else:
-            records.append(record)
-
-    def _add(self, record: bytes) -> None:
-        self.journal.pending.append(record)
-
-    def _tick(self) -> float:
-        self._now = now = self._host.now()
-        return now
 
 
 def _name_record(record: Outcome | Noted) -> str:

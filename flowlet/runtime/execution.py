@@ -16,7 +16,6 @@ from flowlet.core.codec import Codec, pack
 from flowlet.core.definitions import Context, Interpretation, RunDefinition, Undone
 from flowlet.core.engine import Suspended
 from flowlet.core.failures import Failure, describe_failure, rebuild_failure
-from flowlet.core.run import Run
 from flowlet.core.run_records import Ended, EndStatus, RunRecord, Started
 from flowlet.errors import (
     CompensationFailed,
@@ -30,8 +29,9 @@ from flowlet.errors import (
     StoreUnavailable,
 )
 from flowlet.runtime.drive import Drive
-from flowlet.runtime.engine import Host, LocalEngine
+from flowlet.runtime.engine import LocalEngine
 from flowlet.runtime.journal import Journal
+from flowlet.runtime.steps import Host
 from flowlet.runtime.tasks import Latch, Task
 
 _failure_codec: Codec[Failure] = Codec(Failure)
@@ -43,6 +43,10 @@ class ExecutionHost(Host, Protocol):
     """What an execution needs of the process it runs in."""
 
     current_task: Callable[[], object]
+
+    def now(self) -> float:
+        """Return the time of the store's clock."""
+        ...
 
     def spawn(self, main: Callable[[], Any], execution: Execution) -> Task:
         """Start a task of flowlet's own."""
@@ -70,7 +74,19 @@ class Execution:
         error: why it did not, or why this process left it.
     """
 
-    __slots__ = ("_engine", "_host", "_instance", "_is_aside", "definition", "done", "error", "journal", "state", "status", "value")
+    __slots__ = (
+        "_engine",
+        "_host",
+        "_instance",
+        "_is_aside",
+        "definition",
+        "done",
+        "error",
+        "journal",
+        "state",
+        "status",
+        "value",
+    )
 
     def __init__(
         self,
@@ -100,7 +116,7 @@ class Execution:
                 return
             assert self._engine is not None
             try:
-                value = await Drive(interpretation.forward(), self._engine)  # type: ignore[arg-type]  # a coroutine
+                value = await Drive(interpretation.forward(), self._engine)
             except Exception as error:
                 if not interpretation.undoes:
                     await self._failed(error, Undone())
@@ -136,7 +152,7 @@ class Execution:
                 return
             assert self._engine is not None
             try:
-                value = await Drive(interpretation.forward(), self._engine)  # type: ignore[arg-type]  # a coroutine
+                value = await Drive(interpretation.forward(), self._engine)
             except Exception as error:
                 await self._unwind(interpretation, error)
             except anyio.get_cancelled_exc_class():
@@ -149,9 +165,7 @@ class Execution:
         except Suspended:
             await self._suspended()
 
-    async def _interpret(
-        self, inputs: tuple[Any, ...] | None, records: Sequence[RunRecord]
-    ) -> Interpretation | None:
+    async def _interpret(self, inputs: tuple[Any, ...] | None, records: Sequence[RunRecord]) -> Interpretation | None:
         """Set up engine and interpretation; park a run for which that cannot be done, and return None."""
         definition = self.definition
         engine = self._engine = LocalEngine(self.journal, self._host, records, definition.name)
@@ -162,9 +176,7 @@ class Execution:
                 inputs = definition.starter.input.decode(started.input, f"the input of run {self.journal.id!r}")
             if isinstance(definition.target, type) and self._instance is None:
                 self._instance = await self._host.construct(definition.target)
-            provided = {
-                p.name: self._host.provide(p.annotation) for p in definition.starter.providers if p.annotation is not Run
-            }
+            provided = {p.name: self._host.provide(p.annotation) for p in definition.starter.providers}
         except Exception as error:
             await self._park(f"run {self.journal.id!r} of {definition.name!r} cannot begin here: {error}", error)
             return None
@@ -183,6 +195,8 @@ class Execution:
             await self._engine.shut_down()
             await self._engine.settle()
         try:
+            if self.journal.create is not None:
+                await self.journal.commit()
             records = await self._host.reload(self)
         except StoreUnavailable as error:
             self._leave("left", error)
@@ -232,7 +246,7 @@ class Execution:
         engine.check_end()
         status: EndStatus = "compensation_failed" if undone.failed else "compensated" if undone.steps else "failed"
         failures = tuple(describe_failure(e) for e in undone.errors)
-        await self._end(status, (status, self._host.now(), None, describe_failure(error), undone.failed, failures))
+        await self._end(status, (status, self._host.now(), None, engine.describe(error), undone.failed, failures))
         self._leave("ended", attach(error, undone.failed, undone.errors))
         if undone.failed:
             self._host.log.error(
@@ -260,7 +274,9 @@ class Execution:
         if isinstance(trouble, HistoryMismatch):
             await self._park(str(trouble))
         elif trouble is not None:
-            self._host.log.warning("run.left", run_id=self.journal.id, definition=self.definition.name, error=str(trouble))
+            self._host.log.warning(
+                "run.left", run_id=self.journal.id, definition=self.definition.name, error=str(trouble)
+            )
             self._leave("left", trouble)
         else:
             self._leave("left", RunError(f"run {self.journal.id!r} goes on when its Flowlet is entered again"))

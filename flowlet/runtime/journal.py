@@ -8,6 +8,7 @@ somebody else wrote means that this process no longer owns the run.
 from __future__ import annotations
 
 import anyio
+from msgspec.structs import replace
 
 from flowlet.core.engine import Suspended
 from flowlet.errors import Conflict, LeaseLost, StoreError, StoreUnavailable
@@ -23,19 +24,24 @@ class Journal:
         version: the version that the store has acknowledged.
         pending: records that are not durable yet.
         busy: an append is under way.
+        create: the first append makes the run; set while that has not happened.
+        durable: the store outlives the process. What is in one that does not needs to be up to date only
+            when somebody else gets to run, which is when the body suspends.
         status: the head's status from the next append on, if it is to change.
         trouble: why the run cannot go on here, once that is so.
     """
 
-    __slots__ = ("_store", "busy", "fence", "id", "pending", "status", "trouble", "version")
+    __slots__ = ("_store", "busy", "create", "durable", "fence", "id", "pending", "status", "trouble", "version")
 
-    def __init__(self, store: Store, id: str, version: int, fence: int) -> None:
+    def __init__(self, store: Store, id: str, version: int, fence: int, create: Write | None = None) -> None:
         self._store = store
+        self.durable = store.capabilities.durable
         self.id = id
         self.version = version
         self.fence = fence
         self.pending: list[bytes] = []
         self.busy = False
+        self.create = create
         self.status: str | Unchanged = UNCHANGED
         self.trouble: Exception | None = None
 
@@ -45,17 +51,21 @@ class Journal:
         Raises:
             Suspended: it could not be done here; ``trouble`` says why.
         """
-        await self._append(
-            Write(
+        write = self.create
+        if write is None:
+            write = Write(
                 id=self.id, expect=self.version, fence=self.fence, records=tuple(self.pending), status=self.status
             )
-        )
+        else:
+            status = write.status if self.status is UNCHANGED else self.status
+            write = replace(write, records=tuple(self.pending), status=status)
+        await self._append(write)
         self.status = UNCHANGED
 
     async def end(self, status: str) -> None:
         """Make everything durable and close the run, giving back its lease."""
-        await self._append(
-            Write(
+        if self.create is None:
+            write = Write(
                 id=self.id,
                 expect=self.version,
                 fence=self.fence,
@@ -65,10 +75,22 @@ class Journal:
                 close=True,
                 owner=None,
             )
-        )
+        else:  # it has come to its end before anybody could have seen it
+            write = Write(
+                id=self.id,
+                expect=0,
+                create=self.create.create,
+                records=tuple(self.pending),
+                status=status,
+                wake=None,
+                close=True,
+            )
+        await self._append(write)
 
     async def park(self) -> None:
         """Make everything durable and leave the run for an operator, giving back its lease."""
+        if self.create is not None:
+            await self.commit()
         await self._append(
             Write(
                 id=self.id,
@@ -92,6 +114,7 @@ class Journal:
             self._give_up(error)
         finally:
             self.busy = False
+        self.create = None
         self.version += count
         del self.pending[:count]
 

@@ -22,7 +22,7 @@ from flowlet.core.states import Configuration
 from flowlet.errors import Conflict, DecodeError, EncodeError, HookFailed, MachineError, RunNotFound, StoreUnavailable
 from flowlet.runtime.logs import Log
 from flowlet.runtime.turns import Raised, Turn
-from flowlet.store import New, Store, Stored, Write
+from flowlet.store import Claims, New, Store, Stored, Write
 
 KIND = "machine"
 ACTIVE, FINAL = "active", "final"
@@ -70,14 +70,15 @@ class Bond:
         raised: what that record says is still to be handled.
         keys: trigger and encoded result of what runs have fired, by their key.
         conflict: the last conflict of an append of this bond.
+        at: the time of the last record of this bond, in seconds of the store's clock.
         leased: this process owns the machine at the moment.
         fence: that must not have moved, if it is known.
     """
 
     __slots__ = (
-        "_at",
         "_flowlet_turn",
         "_unsure",
+        "at",
         "conflict",
         "data",
         "definition",
@@ -102,14 +103,14 @@ class Bond:
         self.stale = self.leased = self._unsure = False
         self.fence: int | None = None
         self.conflict: Conflict | None = None
-        self._at = 0.0
+        self.at = 0.0
         self._flowlet_turn: Turn | None = None
 
     # Told to callbacks --------------------------------------------------------------------------
     def stamp(self, *, committed: bool) -> tuple[int, datetime]:
         """Return version and time of the transition that is being made, or has just been."""
         if committed:
-            return self.version, datetime.fromtimestamp(self._at, UTC)
+            return self.version, datetime.fromtimestamp(self.at, UTC)
         return self.version + 1, datetime.fromtimestamp(self.office.now(), UTC)
 
     # Writing ------------------------------------------------------------------------------------
@@ -138,7 +139,7 @@ class Bond:
         except (Conflict, StoreUnavailable) as error:
             if (isinstance(error, Conflict) and error.actual != 1) or not await self._is_mine(record.token):
                 raise
-        self._advance(values, data, ())
+        self.advance(values, data, ())
 
     async def commit(
         self,
@@ -158,7 +159,7 @@ class Bond:
             EncodeError: the data, or the result of an event fired by a run, cannot be stored.
         """
         office = self.office
-        values, data = self._changed(machine)
+        values, data = self.changed(machine)
         at = office.now()
         record = Moved(
             plan.event,
@@ -178,12 +179,12 @@ class Bond:
             write = Write(id=self.id, expect=self.version, records=(pack(record),), state=target.state)
         await self._append(write, record)
         machine._flowlet_state = target
-        self._at = at
+        self.at = at
         if record.key is not None:
             self.keys[record.key[0]] = record.key[1:]
-        self._advance(values, self.data if data is None else data, record.raised)
+        self.advance(values, self.data if data is None else data, record.raised)
         if office.log.active:
-            self._log_committed(record)
+            self.log_committed(record)
 
     async def settle(self, machine: Any) -> None:
         """Record what enter hooks have assigned, and that nothing is left to be handled.
@@ -192,7 +193,7 @@ class Bond:
             HookFailed: it cannot be; the transition itself has been committed.
         """
         try:
-            values, data = self._changed(machine)
+            values, data = self.changed(machine)
             if data is None and not self.raised:
                 return
             state: str = machine._flowlet_state.state
@@ -203,9 +204,9 @@ class Bond:
             self.stale = True
             text = f"what the hooks of {self.definition.name} {self.id!r} have assigned could not be recorded ({error})"
             raise HookFailed(f"{text}; the transition before has been committed", True) from error
-        self._advance(values, self.data if data is None else data, ())
+        self.advance(values, self.data if data is None else data, ())
 
-    def _changed(self, machine: Any) -> tuple[tuple[Any, ...], bytes | None]:
+    def changed(self, machine: Any) -> tuple[tuple[Any, ...], bytes | None]:
         """Read the data; encode it unless it is what the last record has."""
         shape = self.definition.data
         values = shape.values(machine)
@@ -239,23 +240,34 @@ class Bond:
 
     async def _append(self, write: Write, record: Moved | Settled) -> None:
         """Append one record, finding out what became of it where that is not clear."""
+        takes = isinstance(write.owner, str)
+        self.leased = self.leased or takes  # also if the append is cancelled and yet stored
         try:
             await self.office.store.append((write,))
-        except (Conflict, StoreUnavailable) as error:
-            self.stale = True
-            if not await self._is_mine(record.token):
-                if isinstance(error, Conflict):
-                    self.conflict = error
-                raise
-            self.stale = False
         except BaseException as error:
-            # Cancelled, or refused for another reason. What was handed to the store may yet be stored.
-            self.stale = True
-            self._unsure = not isinstance(error, Exception)
-            raise
+            if not await self.is_stored(error, record.token):
+                if takes and isinstance(error, Exception):
+                    self.leased = False
+                raise
         if write.owner is not msgspec.UNSET:
-            self.leased = write.owner is not None
-            self.fence = None
+            self.leased, self.fence = takes, None
+
+    async def is_stored(self, error: BaseException, token: int) -> bool:
+        """Find out what became of an append that failed or was cancelled; note what is not clear.
+
+        A conflict may be with one's own record, whose acknowledgement was lost and which the store tried
+        again; a store that went away may have stored it before.
+        """
+        self.stale = True
+        if isinstance(error, (Conflict, StoreUnavailable)):
+            if await self._is_mine(token):
+                self.stale = False
+                return True
+            if isinstance(error, Conflict):
+                self.conflict = error
+        elif not isinstance(error, Exception):
+            self._unsure = True  # cancelled: the store completes what it has accepted
+        return False
 
     async def _is_mine(self, token: int) -> bool:
         """Look whether the record that an append was refused for, or got no answer about, is there."""
@@ -267,7 +279,8 @@ class Bond:
         except (StoreUnavailable, DecodeError):
             return False
 
-    def _advance(self, values: tuple[Any, ...], data: bytes, raised: tuple[Pending, ...]) -> None:
+    def advance(self, values: tuple[Any, ...], data: bytes, raised: tuple[Pending, ...]) -> None:
+        """Know that one more record is stored."""
         self.version += 1
         self.values, self.data, self.raised = values, data, raised
 
@@ -364,6 +377,9 @@ class Bond:
                 raise RunNotFound(f"machine {self.id!r} is no longer in the store: it was pruned")
             if before.records:
                 self.adopt(machine, before)
+            if before.head.owner == worker:
+                claims = Claims(heads=[before.head])  # left by an append of this process that was cancelled
+                break
             claims = await store.claim(worker, ids=(self.id,))
             if claims.heads:
                 break
@@ -391,7 +407,8 @@ class Bond:
                 self.office.log.warning("machine.lease_kept", machine=self.id, error=repr(error))
 
     # Logs ---------------------------------------------------------------------------------------
-    def _log_committed(self, record: Moved) -> None:
+    def log_committed(self, record: Moved) -> None:
+        """Tell of a transition that is stored."""
         self.office.log.info(
             "transition.committed",
             machine=self.id,

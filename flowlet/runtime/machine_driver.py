@@ -356,7 +356,7 @@ async def _attempt(
             result = await follow(machine, bond, turn, plan, args, kwargs, key)
         except HookFailed as failure:
             if failure.committed:
-                await _finish(machine, bond, turn)
+                await finish(machine, bond, turn)
             raise
         except Conflict as conflict:
             if conflict is not bond.conflict or not (plan.retry or key is not None):
@@ -368,11 +368,11 @@ async def _attempt(
                 raise
             continue
         if plan.enters or turn.raised:
-            await _finish(machine, bond, turn)
+            await finish(machine, bond, turn)
         return result
 
 
-async def _finish(machine: Any, bond: Bond, turn: Turn) -> None:
+async def finish(machine: Any, bond: Bond, turn: Turn) -> None:
     """Handle what was raised, then record what the last hooks have assigned."""
     failure: HookFailed | None = None
     if turn.raised:

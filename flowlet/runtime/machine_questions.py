@@ -103,7 +103,7 @@ def raise_event(event: Callable[P, Awaitable[Any]], /, *args: P.args, **kwargs: 
     arguments = b"" if seat is machine else encode((args, kwargs), f"an argument of the raised event {ref.event!r}")
     item = Raised(ref.event, ref.method, args, dict(kwargs), arguments)
     if turn is BUSY:
-        turn = open_turn(machine)
+        turn = open_turn(seat)
     if turn.raised is None:
         turn.raised = deque()
     turn.raised.append(item)

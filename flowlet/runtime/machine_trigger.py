@@ -8,24 +8,20 @@ driver does and no more; everything else goes to `flowlet.runtime.machine_driver
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
-from flowlet.core.chart import Plan, Plans
+from flowlet.core.chart import Plans
 from flowlet.core.hooks import refuse_awaitable
 from flowlet.core.machine import MachineDefinition
-from flowlet.core.machine_members import assigns_nothing
 from flowlet.core.marks import TRANSITIONS
-from flowlet.core.states import Configuration
-from flowlet.errors import TransitionNotAllowed
+from flowlet.runtime.machine_bond import Bond
 from flowlet.runtime.machine_driver import drain, handle, hook_failure
+from flowlet.runtime.machine_simple import SimplePlans, StoredPlans, is_calm, judge, move_stored, simplify
 from flowlet.runtime.turns import BUSY, Turn, depart, leave
 
 EVENT = "__flowlet_event__"
 """The attribute of a trigger that holds its `EventRef`."""
-
-# guard, it is async, its name, action, state afterwards, enter hook, it is async, read what to put back
-_Simple = tuple[Any, bool, str, Any, Configuration, Any, bool, Any]
 
 
 class EventRef:
@@ -48,54 +44,34 @@ def make_trigger(definition: MachineDefinition, method: str) -> Callable[..., An
     trigger = definition.methods[method]
     table = definition.method_plans[method]
     event = trigger.transitions[0].event or method
-    simple = {state: s for state, plans in table.items() if (s := _simplified(definition, plans)) is not None}
+    simple, stored = simplify(definition, table)
     parameters = definition.parameters[method]
     takes = parameters.names or parameters.keywords or parameters.variadic or parameters.provided
     build = _with_arguments if takes else _alone
-    made = functools.wraps(trigger.action)(build(definition, table, simple, event))
+    made = functools.wraps(trigger.action)(build(definition, table, simple, stored, event))
     setattr(made, TRANSITIONS, trigger)
     setattr(made, EVENT, EventRef(definition, event, method, table))
     return made
-
-
-def _simplified(definition: MachineDefinition, plans: tuple[Plan, ...]) -> _Simple | None:
-    """Boil the plans for one configuration down to what the fast path follows; None when they are more."""
-    (plan, *others) = plans
-    checks = [c for c in (plan.gate, *plan.checks) if c is not None]
-    if others or plan.waits or not plan.plain or plan.exits or plan.failed is not None:
-        return None
-    if len(checks) > 1 or len(plan.enters) > 1 or any(c.leaf is None or not c.leaf.alone for c in checks):
-        return None
-    if any(not hook.alone for hook in plan.enters):
-        return None
-    guard = checks[0].leaf if checks else None
-    enter = plan.enters[0] if plan.enters else None
-    keeps = not definition.snapshot.names or assigns_nothing(plan.action.function)
-    return (
-        None if guard is None else guard.function,
-        guard is not None and guard.is_async,
-        checks[0].name if checks else "",
-        plan.action.function,
-        plan.target,
-        None if enter is None else enter.function,
-        enter is not None and enter.is_async,
-        None if keeps else definition.snapshot.read,
-    )
 
 
 # The two functions below are the same but for the arguments, whose handing on would cost the first a third
 # of its time. Their order of things is that of `machine_driver.follow`. Nothing in them waits, so nobody
 # else runs before the turn is over, and a failure before the commit may simply end it.
 def _alone(
-    definition: MachineDefinition, table: Plans, simple: Mapping[Configuration, _Simple], event: str
+    definition: MachineDefinition, table: Plans, simple: SimplePlans, stored: StoredPlans, event: str
 ) -> Callable[..., Any]:
-    find, snapshot = simple.get, definition.snapshot
+    find, find_stored = simple.get, stored.get
 
     async def trigger(self: Any) -> Any:
-        plan = find(self._flowlet_state) if self._flowlet_turn is None else None
+        held = self._flowlet_turn
+        if held is not None:
+            if type(held) is Bond and (way := find_stored(self._flowlet_state)) is not None and is_calm(held):
+                return await move_stored(self, held, way, (), {})
+            return await handle(self, definition, table, event, (), {})
+        plan = find(self._flowlet_state)
         if plan is None:
             return await handle(self, definition, table, event, (), {})
-        guard, guard_is_async, guard_name, action, target, enter, enter_is_async, read = plan
+        guard, guard_is_async, guard_name, action, target, enter, enter_is_async, snapshot, read = plan
         self._flowlet_turn = BUSY
         try:
             if guard is not None:
@@ -103,7 +79,7 @@ def _alone(
                 if guard_is_async:
                     agreed = await agreed
                 if agreed is not True:
-                    _judge(self, event, guard_name, agreed)
+                    judge(self, event, guard_name, agreed)
             if read is None:
                 result = await action(self)
             else:
@@ -140,15 +116,20 @@ def _alone(
 
 
 def _with_arguments(
-    definition: MachineDefinition, table: Plans, simple: Mapping[Configuration, _Simple], event: str
+    definition: MachineDefinition, table: Plans, simple: SimplePlans, stored: StoredPlans, event: str
 ) -> Callable[..., Any]:
-    find, snapshot = simple.get, definition.snapshot
+    find, find_stored = simple.get, stored.get
 
     async def trigger(self: Any, *args: Any, **kwargs: Any) -> Any:
-        plan = find(self._flowlet_state) if self._flowlet_turn is None else None
+        held = self._flowlet_turn
+        if held is not None:
+            if type(held) is Bond and (way := find_stored(self._flowlet_state)) is not None and is_calm(held):
+                return await move_stored(self, held, way, args, kwargs)
+            return await handle(self, definition, table, event, args, kwargs)
+        plan = find(self._flowlet_state)
         if plan is None:
             return await handle(self, definition, table, event, args, kwargs)
-        guard, guard_is_async, guard_name, action, target, enter, enter_is_async, read = plan
+        guard, guard_is_async, guard_name, action, target, enter, enter_is_async, snapshot, read = plan
         self._flowlet_turn = BUSY
         try:
             if guard is not None:
@@ -156,7 +137,7 @@ def _with_arguments(
                 if guard_is_async:
                     agreed = await agreed
                 if agreed is not True:
-                    _judge(self, event, guard_name, agreed)
+                    judge(self, event, guard_name, agreed)
             if read is None:
                 result = await action(self, *args, **kwargs)
             else:
@@ -190,14 +171,6 @@ def _with_arguments(
         return result
 
     return trigger
-
-
-def _judge(machine: Any, event: str, guard: str, answer: Any) -> None:
-    """Refuse, unless the guard's answer counts as true."""
-    if answer is not False:
-        refuse_awaitable(answer, f"guard {guard!r}")
-    if not answer:
-        raise TransitionNotAllowed(event, machine._flowlet_state.state, "guard", guard)
 
 
 def _abandon(machine: Any) -> None:

@@ -57,36 +57,38 @@ class Runs:
         self._find = find
         self.provide = provide
         self.log = log
+        self._durable = store.capabilities.durable
         self.max_payload = store.capabilities.max_payload
         self.closing = False
         self.live: dict[str, Execution] = {}
         self._orphans: set[str] = set()
         self._tasks: set[Task] = set()
         self._ids = Ids()
-        self._offset = 0.0
+        self.deadline = 0.0
+        self.epoch = 0.0
         self.current_task: Callable[[], object] = _no_task
-        self.worker = Worker(store, lease, log, kinds, self._adopt, self._recover)
+        self.worker = Worker(store, lease, log, kinds, self._adopt, self._recover, self._renewed)
 
     # -------------------------------------------------------------- opening and closing
-    @property
-    def deadline(self) -> float:
-        """The local monotonic time up to which this process surely holds its leases."""
-        return self.worker.deadline
-
     def now(self) -> float:
         """Return the time of the store's clock."""
-        return time.time() + self._offset
+        return self.epoch + time.perf_counter()
+
+    def _renewed(self, deadline: float) -> None:
+        self.deadline = deadline
 
     async def open(self) -> None:
         """Measure the store's clock, begin to heartbeat, and take up unfinished runs."""
         self.closing = False
         self.current_task = current_task_function()
-        before = time.time()
-        theirs = await self._store.now()
-        offset = theirs - (before + time.time()) / 2
-        # Below a millisecond it is the noise of the measurement; then the clocks are one.
-        self._offset = offset if abs(offset) > 0.001 else 0.0
+        await self._set_clock()
         await self.worker.start()
+
+    async def _set_clock(self) -> None:
+        """Learn the store's time, as an offset to a local clock that is cheap and never jumps."""
+        before = time.perf_counter()
+        theirs = await self._store.now()
+        self.epoch = theirs - (before + time.perf_counter()) / 2
 
     async def close(self, grace: float) -> None:
         """Start no further step, give running ones ``grace`` seconds, then leave the rest to a restart."""
@@ -117,52 +119,71 @@ class Runs:
         self, definition: RunDefinition, inputs: tuple[Any, ...], id: str | None, instance: Any = None
     ) -> Any:
         """Run a definition in the caller's task, or wait for the run that has the id."""
-        created = await self._create(definition, inputs, id, instance)
-        if isinstance(created, str):
-            return await self.result(created, definition)
-        execution, started = created
-        decode = definition.starter.input.decode
-        await execution.run_here(decode(started.input, f"the input of {definition.name!r}"), (started,))
+        if id is None and not self._durable:
+            execution, started = self._create_unseen(definition, inputs, instance)
+        else:
+            created = await self._create(definition, inputs, id, instance)
+            if isinstance(created, str):
+                return await self.result(created, definition)
+            execution, started = created
+        starter = definition.starter
+        await execution.run_here(starter.input.decode(started.input, f"the input of {definition.name!r}"), (started,))
         if execution.state == "ended" and execution.error is None:
             assert execution.value is not None
-            return definition.starter.decode(execution.value)
+            return starter.decode(execution.value)
         return await self._outcome(execution)
+
+    def _create_unseen(
+        self, definition: RunDefinition, inputs: tuple[Any, ...], instance: Any
+    ) -> tuple[Execution, Started]:
+        """Create a run whose first append may wait until somebody can see it: new id, no process to survive."""
+        id = self._ids.next()
+        data = definition.starter.encode_input(inputs)
+        started = Started(definition.name, definition.version, data, self.now())
+        write = Write(
+            id=id,
+            expect=0,
+            create=New("run", definition.name, definition.version),
+            status="running",
+            wake=0.0,
+            owner=self.worker.id,
+        )
+        journal = Journal(self._store, id, 0, 1, write)
+        journal.pending.append(pack(started))
+        execution = self.live[id] = Execution(self, definition, journal, instance)
+        if self.log.active:
+            self.log.info("run.started", run_id=id, definition=definition.name)
+        return execution, started
 
     async def _create(
         self, definition: RunDefinition, inputs: tuple[Any, ...], id: str | None, instance: Any = None
     ) -> tuple[Execution, Started] | str:
         starter = definition.starter
         data = starter.encode_input(inputs)
-        if id is not None:
-            starter.input.decode(data, f"the input of {definition.name!r}")
+        starter.input.decode(data, f"the input of {definition.name!r}")
         run_id = self._ids.next() if id is None else _checked(id)
         if run_id in self.live:
             await self._check_same(run_id, definition, data)
             return run_id
-        at = self.now()
-        record = pack(("S", definition.name, definition.version, data, at, None))
+        started = Started(definition.name, definition.version, data, self.now())
+        write = Write(
+            id=run_id,
+            expect=0,
+            create=New("run", definition.name, definition.version),
+            records=(pack(started),),
+            status="running",
+            wake=0.0,
+            owner=self.worker.id,
+        )
         try:
-            await self._store.append(
-                (
-                    Write(
-                        id=run_id,
-                        expect=0,
-                        create=New("run", definition.name, definition.version),
-                        records=(record,),
-                        status="running",
-                        wake=0.0,
-                        owner=self.worker.id,
-                    ),
-                )
-            )
+            await self._store.append((write,))
         except Conflict:
             await self._check_same(run_id, definition, data)
             return run_id
-        execution = Execution(self, definition, Journal(self._store, run_id, 1, 1), instance)
-        self.live[run_id] = execution
+        execution = self.live[run_id] = Execution(self, definition, Journal(self._store, run_id, 1, 1), instance)
         if self.log.active:
             self.log.info("run.started", run_id=run_id, definition=definition.name)
-        return execution, Started(definition.name, definition.version, data, at)
+        return execution, started
 
     async def _check_same(self, id: str, definition: RunDefinition, data: bytes) -> None:
         stored = await self._load(id, limit=1)
@@ -191,7 +212,8 @@ class Runs:
             self._spawn_reloaded(execution)
 
     async def _recover(self) -> None:
-        """Take up the runs that were left while the store was down; their leases are still ours."""
+        """Set the clock again, and take up what was left while the store was down: its leases are ours still."""
+        await self._set_clock()
         orphans, self._orphans = self._orphans, set()
         for id in orphans - self.live.keys():
             stored = await self._store.load(id, limit=1)
@@ -320,8 +342,8 @@ class Runs:
             raise ended_error(last)
         if definition is None:
             raise FlowletError(
-                f"run {head.id!r} completed, but definition {head.definition!r} version {head.definition_version} is not "
-                "known here: include it, or read the run with report()"
+                f"run {head.id!r} completed, but definition {head.definition!r} version {head.definition_version} is "
+                "not known here: include it, or read the run with report()"
             )
         return definition.starter.decode(last.value)
 
@@ -343,5 +365,3 @@ def _checked(id: object) -> str:
 
 def _no_task() -> object:
     raise AssertionError("not opened")  # pragma: no cover
-
-

@@ -64,7 +64,7 @@ class Turn(msgspec.Struct, eq=False):
 
 
 BUSY: Final = Turn()
-"""The turn of a transition that cannot wait for anything: nobody else runs until it is over."""
+"""The turn of a transition whose callbacks wait for nothing, until somebody queues or raises an event."""
 
 
 def is_inside(turn: Turn) -> bool:
@@ -104,7 +104,9 @@ async def wait(seat: Any, held: Turn, event: str | None) -> Turn | None:
     Returns:
         The turn; None when the machine has got a store in the meantime.
     """
-    if held is BUSY or is_inside(held):
+    if held is BUSY:
+        held = _unfold(seat, event)
+    elif is_inside(held):
         refuse_inside(event)
     waiter = Waiter()
     if held.waiters is None:
@@ -123,6 +125,19 @@ async def wait(seat: Any, held: Turn, event: str | None) -> Turn | None:
     if turn is not None:
         turn.outer = machine_context.get()
         machine_context.set(turn)
+    return turn
+
+
+def _unfold(seat: Any, event: str | None) -> Turn:
+    """Make a turn to queue at out of a `BUSY` one, which its holder will find.
+
+    No callback of a BUSY turn waits, so who comes while there is one came while it is being stored. A
+    machine without a store has no such moment: there it is a callback that drives a coroutine by hand.
+    """
+    if getattr(seat, "_flowlet_state", None) is not None:
+        refuse_inside(event)
+    turn: Turn = Turn()
+    seat._flowlet_turn = turn
     return turn
 
 
@@ -154,6 +169,14 @@ def open_turn(seat: Any) -> Turn:
     seat._flowlet_turn = turn
     machine_context.set(turn)
     return turn
+
+
+def enter_turn(turn: Turn) -> None:
+    """Note that the running task is in a turn's callbacks, if it is not noted."""
+    here = machine_context.get()
+    if here is not turn:
+        turn.outer = here
+        machine_context.set(turn)
 
 
 def move(turn: Turn) -> None:

@@ -1,15 +1,15 @@
 """This process as a worker of a store: its heartbeat, its lease, and taking up what nobody runs.
 
 Law: a worker has an identity of its own for each time it is started. It may begin an effect only
-before `deadline`, which it works out before it asks the store, so that it is never later than what the
-store believes. A peer of this host that is known to be dead is released at once; one elsewhere when
+before its deadline, which is worked out before it asks the store, so that it is never later than what
+the store believes. A peer of this host that is known to be dead is released at once; one elsewhere when
 its lease runs out.
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from time import monotonic
+from time import perf_counter
 
 import anyio
 
@@ -33,10 +33,10 @@ class Worker:
         definitions: tells what this process can run, as (kind, name, version).
         adopt: takes over what was claimed.
         recovered: called after each heartbeat that worked.
+        renewed: told the local time, of ``perf_counter``, up to which the leases surely hold.
 
     Attributes:
         id: the worker's identity in the store.
-        deadline: local monotonic time up to which its leases surely hold.
     """
 
     def __init__(
@@ -47,6 +47,7 @@ class Worker:
         definitions: Callable[[], Sequence[tuple[str, str, str]]],
         adopt: Adopt,
         recovered: Callable[[], Awaitable[None]],
+        renewed: Callable[[float], None],
     ) -> None:
         self._store = store
         self._lease = lease
@@ -54,9 +55,9 @@ class Worker:
         self._definitions = definitions
         self._adopt = adopt
         self._recovered = recovered
+        self._renewed = renewed
         self.id = new_worker_id()
         self._presence = Presence(self.id)
-        self.deadline = 0.0
         self._wake: float | None = None
         self._task: Task | None = None
 
@@ -92,9 +93,9 @@ class Worker:
         await self._beat()
 
     async def _beat(self) -> None:
-        before = monotonic()
+        before = perf_counter()
         peers = await self._store.heartbeat(self.id, self._lease)
-        self.deadline = before + self._lease
+        self._renewed(before + self._lease)
         for peer in peers:
             if self._presence.is_dead(peer):
                 self._log.warning("worker.dead", worker=peer)
@@ -108,11 +109,11 @@ class Worker:
 
     async def _main(self) -> None:
         seen = -1
-        next_beat = monotonic() + self._lease / 3
+        next_beat = perf_counter() + self._lease / 3
         while True:
             try:
-                if monotonic() >= next_beat:
-                    next_beat = monotonic() + self._lease / 3
+                if perf_counter() >= next_beat:
+                    next_beat = perf_counter() + self._lease / 3
                     await self._beat()
                     await self._recovered()
                 await self._look()
@@ -126,7 +127,7 @@ class Worker:
 
     async def _patience(self, next_beat: float) -> float:
         """Return the seconds until the next heartbeat, or until something falls due before it."""
-        left = max(0.0, next_beat - monotonic())
+        left = max(0.0, next_beat - perf_counter())
         if self._wake is None:
             return left
         return min(left, max(0.0, self._wake - await self._store.now()))

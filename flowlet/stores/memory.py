@@ -91,7 +91,7 @@ class _Entity:
         known = self.message_ids
         if known is None:
             known = self.message_ids = set()
-        arrived = []
+        arrived: list[Signal] = []
         for signal in signals:
             message_id = signal.message_id
             if message_id is not None:

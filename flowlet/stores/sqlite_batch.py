@@ -12,7 +12,7 @@ earlier batch has left behind need not be read again as long as nobody else has 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from typing import TypeAlias
 
@@ -166,7 +166,7 @@ class Batch:
             self.flush()
 
     @contextmanager
-    def undoable(self) -> Iterator[None]:
+    def undoable(self) -> Generator[None]:
         """Flush, then undo what the body does in the database if it raises."""
         self.flush()
         connection = self.connection
@@ -333,7 +333,7 @@ def _perform(work: Work, connection: sqlite3.Connection) -> list[Write]:
 
 
 @contextmanager
-def _no_transaction_control(connection: sqlite3.Connection) -> Iterator[None]:
+def _no_transaction_control(connection: sqlite3.Connection) -> Generator[None]:
     """Deny BEGIN, COMMIT and ROLLBACK, which would end the transaction that others are part of."""
 
     def judge(action: int, *_: object) -> int:

@@ -253,9 +253,13 @@ class Writer:
 
 
 def patience(seconds: float) -> Iterator[float]:
-    """Yield pauses between attempts, longer and longer, until so many seconds have passed."""
+    """Yield pauses between attempts until so many seconds have passed.
+
+    They stay short, and differ: a process that commits one transaction after the other leaves the lock
+    free for moments only, and who sleeps long between two looks never meets one.
+    """
     deadline = time.monotonic() + seconds
-    for pause in itertools.chain((0.0005, 0.001, 0.002, 0.005, 0.01), itertools.repeat(0.02)):
+    for pause in itertools.cycle((0.0005, 0.001, 0.002, 0.005)):
         yield pause
         if time.monotonic() >= deadline:
             return

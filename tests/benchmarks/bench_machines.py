@@ -348,7 +348,9 @@ async def durable() -> None:
 
 async def main() -> None:
     await compare("storeless, guard + hook", 1.4, calling(ByHand().switch), calling(Lamp().switch))
-    await compare("the same, by hand with a body of its own", 0, calling(ByHand().switch_calling), calling(Lamp().switch))
+    await compare(
+        "the same, by hand with a body of its own", 0, calling(ByHand().switch_calling), calling(Lamp().switch)
+    )
     await compare("storeless, with an argument", 0, calling_by(ByHand().switch_by), calling_by(Lamp().switch_by))
     await compare("storeless, callbacks that await", 2.0, calling(WaitingByHand().switch), calling(Waiting().switch))
     machines = Machines(MemoryStore(), now=time.time, worker="bench", log=Log())

@@ -6,6 +6,7 @@ Each test runs on each store and on each event loop, with a clock that only the 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -380,7 +381,7 @@ async def test_a_writer_learns_that_a_signal_came_in(store: Store) -> None:
 async def test_no_wake_up_is_lost_between_looking_and_waiting(store: Store) -> None:
     """A waiter that looks, decides to sleep and says so, against a sender, many times."""
     await create(store, "a")
-    received = []
+    received: list[bytes] = []
 
     async def wait() -> None:
         version = 1
@@ -786,6 +787,10 @@ async def test_an_exception_in_work_reaches_the_caller_and_nothing_is_stored(sto
     assert await versions(store, "a") == [1]
 
 
+def hand_over(writes: list[Write], connection: object) -> list[Write]:
+    return writes
+
+
 async def test_writes_of_work_are_judged_like_others(store: Store) -> None:
     await create(store, "a", "b")
     first = Write(id="a", expect=1, records=[b"2"])
@@ -795,7 +800,7 @@ async def test_writes_of_work_are_judged_like_others(store: Store) -> None:
         (Write(id="nobody", expect=1, records=[b""]), RunNotFound),
     ):
         with pytest.raises(error):
-            await store.append([first], work=lambda connection, write=write: [write])
+            await store.append([first], work=partial(hand_over, [write]))
     assert await versions(store, "a", "b") == [1, 1]
 
 

@@ -6,9 +6,9 @@ import os
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import anyio
 import pytest
@@ -16,7 +16,7 @@ import pytest
 import flowlet
 
 Start: TypeAlias = Callable[..., "subprocess.Popen[str]"]
-Ticker: TypeAlias = Callable[[], Any]
+Ticker: TypeAlias = Callable[[], AbstractAsyncContextManager[list[float]]]
 
 
 @pytest.fixture

@@ -1,10 +1,10 @@
 """What the tests of the SQLite store have done by another process. It says on stdout how far it is.
 
-    python other_process.py create PATH ID          wait for a line on stdin, then create the entity
-    python other_process.py race PATH ID COUNT      append after each version up to COUNT, first or not
-    python other_process.py write PATH NAME         append for ever, in eight tasks; name what was acknowledged
-    python other_process.py lock PATH SECONDS       hold the write lock
-    python other_process.py fork PATH               use a store on both sides of a fork
+python other_process.py create PATH ID          wait for a line on stdin, then create the entity
+python other_process.py race PATH ID            append after each version that comes in on stdin, first or not
+python other_process.py write PATH NAME         append for ever, in eight tasks; name what was acknowledged
+python other_process.py lock PATH SECONDS       hold the write lock
+python other_process.py fork PATH               use a store on both sides of a fork
 """
 
 from __future__ import annotations
@@ -37,20 +37,17 @@ async def create(path: str, id: str) -> None:
     say("done")
 
 
-async def race(path: str, id: str, count: str) -> None:
+async def race(path: str, id: str) -> None:
     store = SQLiteStore(path)
     await store.load(id)
     say("ready")
-    sys.stdin.readline()
-    version = 1
-    while version < int(count):
+    for line in sys.stdin:
         try:
-            await store.append([Write(id=id, expect=version, records=[b"%d" % os.getpid()])])
+            await store.append([Write(id=id, expect=int(line), records=[b"%d" % os.getpid()])])
         except Conflict as conflict:
-            version = conflict.actual
+            say("lost", conflict.expected, conflict.actual)
         else:
-            version += 1
-            say("won", version)
+            say("won")
     await store.close()
 
 

@@ -15,7 +15,7 @@ def test_an_append_does_not_suspend() -> None:
     store = MemoryStore()
     append = store.append([Write(id="a", expect=0, create=RUN, records=[b"1"])])
     with pytest.raises(StopIteration):
-        append.send(None)  # type: ignore[attr-defined]
+        append.send(None)
 
 
 def test_the_data_outlives_close_and_the_loop() -> None:
@@ -58,8 +58,13 @@ async def test_a_record_of_its_own_wakes_nobody() -> None:
 
 @pytest.mark.anyio
 async def test_work_gets_the_store() -> None:
-    store, given = MemoryStore(), []
-    await store.append([], work=lambda connection: given.append(connection) or [])
+    store, given = MemoryStore(), list[object]()
+
+    def work(connection: object) -> list[Write]:
+        given.append(connection)
+        return []
+
+    await store.append([], work=work)
     assert given == [store]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 import flowlet
 from flowlet.errors import ConfigError
+from flowlet.store import Write
 from flowlet.stores import open_store
 from flowlet.stores.memory import MemoryStore
 from flowlet.stores.sqlite import SQLiteStore
@@ -50,8 +52,13 @@ def test_sqlite_paths(url: str, path: str) -> None:
 async def test_durability_is_the_level_of_synchronous(tmp_path: Path, option: str, level: int) -> None:
     store = open_store(f"sqlite:///{tmp_path}/s.db{option}")
     assert isinstance(store, SQLiteStore)
-    levels = []
-    await store.append([], work=lambda c: levels.extend(c.execute("PRAGMA synchronous").fetchone()) or [])
+    levels: list[int] = []
+
+    def work(connection: sqlite3.Connection) -> list[Write]:
+        levels.extend(connection.execute("PRAGMA synchronous").fetchone())
+        return []
+
+    await store.append([], work=work)
     await store.close()
     assert levels == [level]
 

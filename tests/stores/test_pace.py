@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 from flowlet.stores.sqlite_pace import Pace
 
 
@@ -42,7 +44,7 @@ def test_trials_of_what_stays_long_get_rarer() -> None:
             trials.append(now)
             pace.note_here(0.010, now)
         now += 0.01
-    gaps = [round(later - earlier, 1) for earlier, later in zip(trials, trials[1:], strict=False)]
+    gaps = [round(later - earlier, 1) for earlier, later in itertools.pairwise(trials)]
     assert gaps[:5] == [0.5, 1.0, 2.0, 4.0, 8.0]
     assert set(gaps[5:]) == {8.0}
 
