@@ -86,7 +86,7 @@ def read(path: Path) -> tuple[list[Purchase], list[str]]:
                 order = orders.get(new.id, new)
                 if (order.customer, order.currency, order.card) != (new.customer, new.currency, new.card):
                     raise ValueError(f"customer, currency or card differ from those of {new.id} above")
-            except ValueError as error:  # msgspec.ValidationError is one, too
+            except (ValueError, msgspec.ValidationError) as error:
                 rejected.append(f"line {rows.line_num}: {error}")
             else:
                 orders.setdefault(new.id, new).lines.append(line)

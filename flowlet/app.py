@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar, TypeVarTuple, Un
 
 import anyio
 import msgspec
-import sniffio
 
 from flowlet.assembler import Assembler
 from flowlet.core.definitions import RunDefinition
@@ -26,7 +25,7 @@ from flowlet.runtime.handle import Handle
 from flowlet.runtime.logs import Log
 from flowlet.runtime.machines import Machines
 from flowlet.runtime.runs import Runs
-from flowlet.runtime.tasks import loop_token
+from flowlet.runtime.tasks import is_loop_running, loop_token
 from flowlet.store import New, Store, Write
 from flowlet.stores import open_store
 
@@ -319,11 +318,7 @@ class Flowlet(Assembler):
             >>> flow.run(flow.saga("twice", double), 21)
             42
         """
-        try:
-            sniffio.current_async_library()
-        except sniffio.AsyncLibraryNotFoundError:
-            pass
-        else:
+        if is_loop_running():
             raise FlowletError(
                 "an event loop is running here: write `await flow.execute(...)` instead of flow.run(...)"
             )

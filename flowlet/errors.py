@@ -203,6 +203,9 @@ class CompensationFailed(RunError, ExceptionGroup[Exception]):
     def __init__(self, failed: Sequence[str], errors: Sequence[Exception]) -> None:
         """Accept what `__new__` took; the group has been built there."""
 
+    def __reduce__(self) -> tuple[type[CompensationFailed], tuple[tuple[str, ...], tuple[Exception, ...]]]:
+        return type(self), (self.failed, self.exceptions)
+
 
 class ApprovalRejected(RunError):
     """The approval chain ended without approval."""

@@ -15,7 +15,7 @@ from flowlet.core.bodies import StepBook, find_class_steps, find_function_steps,
 from flowlet.core.definitions import Context, RunDefinition
 from flowlet.core.faults import Faults
 from flowlet.core.pipeline import OnError, PipelineInterpretation, StepRef, build_plan
-from flowlet.core.run import Program
+from flowlet.core.run import Program, Run
 from flowlet.core.saga import SagaInterpretation
 from flowlet.core.steps import StepDefinition, build_executable
 from flowlet.core.wiring import Wiring, wire
@@ -37,7 +37,7 @@ def build_function(
         faults.add(function, f"the body of a {kind} must be an async def")
         faults.raise_if_any()
     title = name or function.__name__
-    book = StepBook(namespace)
+    book = StepBook(title, namespace)
     for mark in find_function_steps(function, namespace):
         book.learn(mark, faults, method=False)
     find_stray_compensations(function, namespace, faults)
@@ -47,8 +47,8 @@ def build_function(
     assert starter is not None
 
     def interpret(context: Context, inputs: tuple[Any, ...]) -> SagaInterpretation:
-        async def body(_: Program) -> Any:
-            return await starter.call(None, inputs, context.provided)
+        async def body(program: Program) -> Any:
+            return await starter.call(None, inputs, _provided(starter, context, program))
 
         return SagaInterpretation(title, body, book, context)
 
@@ -70,7 +70,7 @@ def build_class(kind: str, cls: type, *, name: str | None, version: int, namespa
     assert call is not None
     _check_constructor(cls, namespace, faults)
     title = name or cls.__name__
-    book = StepBook(namespace)
+    book = StepBook(title, namespace)
     for mark in find_class_steps(cls, faults):
         book.learn(mark, faults, method=True)
     for mark in find_function_steps(call, namespace):
@@ -81,8 +81,8 @@ def build_class(kind: str, cls: type, *, name: str | None, version: int, namespa
     assert starter is not None
 
     def interpret(context: Context, inputs: tuple[Any, ...]) -> SagaInterpretation:
-        async def body(_: Program) -> Any:
-            return await starter.call(context.instance, inputs, context.provided)
+        async def body(program: Program) -> Any:
+            return await starter.call(context.instance, inputs, _provided(starter, context, program))
 
         return SagaInterpretation(title, body, book, context)
 
@@ -102,7 +102,7 @@ def build_saga(
     wiring = wire(name, steps, namespace, faults, any_order=False)
     faults.raise_if_any()
     assert wiring is not None
-    book = StepBook(namespace)
+    book = StepBook(name, namespace)
 
     def interpret(context: Context, inputs: tuple[Any, ...]) -> SagaInterpretation:
         async def body(program: Program) -> Any:
@@ -145,6 +145,12 @@ def build_pipeline(
         return PipelineInterpretation(plan, inputs, context)
 
     return _definition("pipeline", name, version, None, wiring.starter, wiring, interpret)
+
+
+def _provided(starter: StepDefinition, context: Context, program: Program) -> dict[str, Any]:
+    """Return the values of a body's provided parameters; its `Run` is the program's."""
+    runs = {p.name: program.run() for p in starter.providers if p.annotation is Run}
+    return {**context.provided, **runs} if runs else context.provided
 
 
 def _check_version(where: Any, version: object, faults: Faults) -> None:

@@ -6,6 +6,7 @@ it can be seen to call. Steps that cannot be seen are resolved when they are fir
 
 from __future__ import annotations
 
+import dis
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from types import CodeType
@@ -15,6 +16,9 @@ from flowlet.core.annotations import read_signature
 from flowlet.core.faults import Faults, describe
 from flowlet.core.marks import COMPENSATES, CompensationMark, StepMark, step_mark
 from flowlet.core.steps import StepDefinition, build_executable, build_step
+
+
+_NAME_LOADS = ("LOAD_GLOBAL", "LOAD_NAME")
 
 
 def read_starter(function: Callable[..., Any], name: str, space: Mapping[str, Any], faults: Faults) -> Any:
@@ -29,12 +33,17 @@ class StepBook:
         by_mark: grows when the body calls a step that assembly could not see.
     """
 
-    def __init__(self, namespace: Mapping[str, Any]) -> None:
+    def __init__(self, name: str, namespace: Mapping[str, Any]) -> None:
+        self._name = name
         self._namespace = namespace
         self.by_mark: dict[StepMark, StepDefinition] = {}
 
     def learn(self, mark: StepMark, faults: Faults, *, method: bool) -> None:
         """Resolve a step at assembly, noting its faults."""
+        if not mark.is_async:
+            faults.add(mark.function, "is a plain def, which a body cannot await; make it async, or assemble steps under a name")
+        if any(mark.name == other.name for other in self.by_mark):
+            faults.add(self._name, f"has two steps named {mark.name!r}; rename one with @step(name=...)")
         definition = build_step(mark, self._namespace, faults, method=method)
         if definition is not None:
             self.by_mark[mark] = definition
@@ -95,7 +104,8 @@ def find_class_steps(cls: type, faults: Faults) -> Iterator[StepMark]:
 
 
 def _names(code: CodeType) -> Iterator[str]:
-    yield from code.co_names
+    # Not `co_names`, which has the names of attributes too: `self.charge` is no use of a global `charge`.
+    yield from (str(i.argval) for i in dis.get_instructions(code) if i.opname in _NAME_LOADS)
     yield from code.co_freevars
     for constant in code.co_consts:
         if isinstance(constant, CodeType):

@@ -64,6 +64,8 @@ def _rebuild(kind: type[Exception], failure: Failure) -> Exception:
     args = msgspec.msgpack.decode(failure.args or b"\x90")
     builtin = next(base for base in kind.__mro__ if base.__module__ == "builtins")
     error = builtin.__new__(kind, *args)
+    # The interpreter's own part of it, which a UnicodeDecodeError is empty without.
+    builtin.__init__(error, *args)  # type: ignore[misc]  # the class that made it
     error.args = tuple(args)
     if failure.state is not None:
         error.__dict__.update(msgspec.msgpack.decode(failure.state))

@@ -43,6 +43,7 @@ class DataShape(msgspec.Struct, frozen=True, eq=False):
 
     Attributes:
         names: in the order of the class.
+        fits: raises when bytes are no data of this shape.
         immutable: no value of them can change in place, so unchanged attributes mean unchanged data.
         read: returns the values of all attributes as a tuple.
         parameters: the parameters of ``__init__`` that are data.
@@ -54,6 +55,7 @@ class DataShape(msgspec.Struct, frozen=True, eq=False):
     names: tuple[str, ...]
     struct: type[msgspec.Struct]
     codec: Codec[Any]
+    fits: Callable[[bytes], Any]
     immutable: bool
     read: Callable[[Any], tuple[Any, ...]]
     parameters: tuple[str, ...]
@@ -80,6 +82,15 @@ class DataShape(msgspec.Struct, frozen=True, eq=False):
         """
         if not self.names:
             return NO_DATA
+        try:
+            data = pack(self.struct(*values))
+            self.fits(data)
+        except Exception:
+            return self._refuse(values)
+        return data
+
+    def _refuse(self, values: tuple[Any, ...]) -> bytes:
+        """Find out why data cannot be stored."""
         data = encode(self.struct(*values), f"the data of {self.owner}")
         try:
             self.codec.decode(data, "the data")
@@ -130,6 +141,7 @@ def collect_data(
         names=names,
         struct=struct,
         codec=Codec(struct),
+        fits=msgspec.msgpack.Decoder(struct).decode,
         immutable=all(_is_immutable(k) for k in kinds),
         read=_reader(names),
         parameters=tuple(p.name for p in initial if p.name in names),

@@ -39,7 +39,7 @@ class Created(msgspec.Struct, frozen=True, array_like=True, tag="c"):
     """Record 1: the machine exists, in its initial state. ``at`` is in seconds of the store's clock.
 
     Attributes:
-        token: drawn by the writer, by which it knows its own record again.
+        token: the writer's, by which it knows its own record again.
         definition_version: of the code that wrote it.
     """
 

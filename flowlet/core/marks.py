@@ -19,7 +19,7 @@ from flowlet.core.current import run_context
 from flowlet.core.engine import Parked
 from flowlet.core.faults import describe
 from flowlet.core.guards import GuardLike
-from flowlet.core.retry import Retry, Seconds, seconds
+from flowlet.core.retry import Retry, Seconds, policy_for, seconds
 from flowlet.errors import DefinitionError, MachineError, RunError
 
 if TYPE_CHECKING:
@@ -283,7 +283,7 @@ def step(
         mark = StepMark(
             function=function,
             name=name or function.__name__,
-            retry=Retry(attempts=retry) if isinstance(retry, int) else retry,
+            retry=policy_for(retry),
             timeout=None if timeout is None else seconds(timeout, "timeout"),
             key=key,
             pivot=pivot,
@@ -359,7 +359,7 @@ def compensate(
         >>> @compensate(charge)
         ... async def refund(amount: int, charge: str) -> None: ...
     """
-    policy = Retry(attempts=retry) if isinstance(retry, int) else retry
+    policy = policy_for(retry)
     limit = None if timeout is None else seconds(timeout, "timeout")
 
     def annotate(function: F) -> F:

@@ -20,7 +20,7 @@ from flowlet.core.engine import Pending, StepCall, StepCancelled
 from flowlet.core.faults import Faults, describe, nearest
 from flowlet.core.marks import step_mark
 from flowlet.core.steps import StepDefinition
-from flowlet.core.wiring import Wired, Wiring
+from flowlet.core.wiring import Wired, Wiring, find_cycles
 
 StepRef: TypeAlias = Callable[..., Any] | str
 OnError: TypeAlias = Literal["stop", "skip"] | Callable[..., Any]
@@ -78,7 +78,20 @@ def build_plan(
                 policies[index] = _policy(policy, wiring.steps[index], wiring.name, faults)
     else:
         policies = [_policy(on_error, step, wiring.name, faults) for step in wiring.steps]
+    if not faults.problems:
+        _check_conditions(wiring, conditions, faults)
     return _link(wiring, tuple(conditions), tuple(policies))
+
+
+def _check_conditions(wiring: Wiring, conditions: list[Condition | None], faults: Faults) -> None:
+    """Note a cycle that only the conditions close; without them the wiring has none."""
+    joined = [
+        msgspec.structs.replace(step, needs=step.needs + (condition.needs if condition else ()))
+        for step, condition in zip(wiring.steps, conditions, strict=True)
+    ]
+    for cycle in find_cycles(joined):
+        path = " -> ".join([*cycle, cycle[0]])
+        faults.add(wiring.name, f"steps and their when= wait for each other in a cycle: {path}")
 
 
 def _link(wiring: Wiring, conditions: tuple[Condition | None, ...], policies: Any) -> Plan:

@@ -76,8 +76,11 @@ class Retry:
         if not isinstance(backoff, (int, float)) or not math.isfinite(backoff) or backoff < 1:
             raise DefinitionError([f"Retry: backoff must be a number of at least 1, not {backoff!r}"])
         kinds = on if isinstance(on, tuple) else (on,)
-        if not all(isinstance(k, type) and issubclass(k, Exception) for k in kinds):
+        if not kinds or not all(isinstance(k, type) and issubclass(k, Exception) for k in kinds):
             raise DefinitionError([f"Retry: on must be an exception class or a tuple of them, not {on!r}"])
+        for name, decider in (("stop", stop), ("retry", retry)):
+            if decider is not None and (isinstance(decider, type) or not callable(decider)):
+                raise DefinitionError([f"Retry: {name} must be a tenacity {name} object, not {decider!r}"])
         self.attempts = attempts
         self.wait: Any = wait if callable(wait) else seconds(wait, "Retry: wait")
         self.backoff = float(backoff)
@@ -92,3 +95,16 @@ class Retry:
             f"Retry(attempts={self.attempts}, wait={self.wait!r}, backoff={self.backoff}, "
             f"jitter={self.jitter}, max_wait={self.max_wait})"
         )
+
+
+def policy_for(retry: Retry | int | None) -> Retry | None:
+    """Return what ``retry=`` of a mark stands for; a number is that many attempts in total.
+
+    Raises:
+        DefinitionError: it is neither a policy nor a whole number of at least 1.
+    """
+    if retry is None or isinstance(retry, Retry):
+        return retry
+    if not isinstance(retry, int):
+        raise DefinitionError([f"retry= takes a Retry or a number of attempts, not {retry!r}"])
+    return Retry(attempts=retry)

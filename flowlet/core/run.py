@@ -11,14 +11,16 @@ import hashlib
 import inspect
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any, TypeVar, cast, overload
-from uuid import UUID
+from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
 from flowlet.core.current import run_context
 from flowlet.core.engine import CurrentTask, Engine, Parked, Pending, StepCall, StepCancelled
 from flowlet.core.marks import STEP_CODE, StepMark
 from flowlet.core.steps import UNENCODABLE, StepDefinition, encode_input
 from flowlet.errors import RunError
+
+if TYPE_CHECKING:
+    from uuid import UUID
 
 T = TypeVar("T")
 T1 = TypeVar("T1")
@@ -72,6 +74,8 @@ class Run:
 
     def uuid(self) -> UUID:
         """Return an id that is the same on every replay and attempt, and different at every call."""
+        from uuid import UUID
+
         return UUID(bytes=self._draw(16), version=4)
 
     def random(self) -> float:
@@ -188,15 +192,19 @@ class Program:
         return self.prepare(definition, args, kwargs, owner)
 
     def prepare(
-        self, definition: StepDefinition, args: tuple[Any, ...], kwargs: dict[str, Any], owner: object | None = None
+        self,
+        definition: StepDefinition,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any] | None,
+        owner: object | None = None,
     ) -> StepCall:
-        """Make the call of a step that is known."""
+        """Make the call of a step that is known; without ``kwargs``, ``args`` are bound already."""
         if self._current_task() is not self._task:
             raise RunError(
                 f"step {definition.name!r} was called from another task than its run's; for parallel steps write "
                 "`a, b = await gather(f(x), g(y))` with flowlet's gather"
             )
-        if kwargs or len(args) != definition.arity:
+        if kwargs or (len(args) != definition.arity and kwargs is not None):
             args = definition.bind(args, kwargs)
         try:
             data = encode_input(args)
@@ -218,8 +226,8 @@ class Program:
         return definition.decode(value)
 
     async def perform(self, definition: StepDefinition, args: tuple[Any, ...]) -> Any:
-        """Perform a step that is known."""
-        call = self.prepare(definition, args, {})
+        """Perform a step that is known, with bound arguments."""
+        call = self.prepare(definition, args, None)
         return self.end(call, await self.engine.perform(call))
 
     def _next_key(self, definition: StepDefinition, inputs: tuple[Any, ...]) -> str:

@@ -45,7 +45,7 @@ class StepDefinition(msgspec.Struct, frozen=True, eq=False, kw_only=True):
         providers: parameters that flowlet fills, by annotation.
         result: the codec of what it returns.
         input: the codec of the tuple of its inputs.
-        arity: the number of inputs.
+        arity: the number of inputs if all may be given by position, else -1.
         scalar: the result's type if a value of it is its own encoding's decoding, as with int and str.
         plain: a call is nothing but awaiting the function with its inputs.
         positional: so many inputs are passed by position, the others by their names, ``keywords``.
@@ -78,7 +78,7 @@ class StepDefinition(msgspec.Struct, frozen=True, eq=False, kw_only=True):
         Raises:
             TypeError: as Python itself would for such a call.
         """
-        if not kwargs and len(args) == len(self.inputs):
+        if not kwargs and len(args) == self.arity:
             return args
         bound = self.signature.bind(*args, **kwargs)
         bound.apply_defaults()
@@ -169,6 +169,8 @@ def build_executable(
     """Make a definition of something that is called with recorded inputs; None when it has faults."""
     if signature.variadic:
         faults.add(function, "a step takes *args or **kwargs; name its parameters, so that they can be recorded")
+    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        faults.add(function, "is a generator; a step returns one value, such as a list")
     result = codec_for(signature.result, function, "its result", faults)
     for parameter in signature.inputs:
         codec_for(parameter.annotation, function, f"parameter {parameter.name!r}", faults)
@@ -192,11 +194,17 @@ def build_executable(
         result=result,
         input=input_codec,
         signature=_input_signature(function, signature, method),
-        arity=len(signature.inputs),
+        arity=_arity(signature),
         scalar=result.type if result.type in _SCALARS else None,
         positional=_positional(signature),
         keywords=tuple(p.name for p in signature.inputs[_positional(signature) :]),
     )
+
+
+def _arity(signature: Signature) -> int:
+    if any(p.kind is inspect.Parameter.KEYWORD_ONLY for p in signature.inputs):
+        return -1
+    return len(signature.inputs)
 
 
 def _positional(signature: Signature) -> int:

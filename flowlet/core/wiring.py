@@ -131,12 +131,12 @@ def _check_order(name: str, wired: Sequence[Wired], faults: Faults, *, any_order
                     what = "its own result" if need == index else f"the result of {later!r}, which comes later"
                     faults.add(name, f"step {step.step.name!r} takes {what}; reorder the steps or rename the parameter")
         return
-    for cycle in _cycles(wired):
+    for cycle in find_cycles(wired):
         path = " -> ".join([*cycle, cycle[0]])
         faults.add(name, f"steps need each other's results in a cycle: {path}; rename a parameter to break it")
 
 
-def _cycles(wired: Sequence[Wired]) -> list[list[str]]:
+def find_cycles(wired: Sequence[Wired]) -> list[list[str]]:
     """Return one cycle among the steps that a topological sort cannot place (Kahn, 1962)."""
     left = {i: set(w.needs) for i, w in enumerate(wired)}
     while True:
@@ -167,7 +167,7 @@ def _starter(name: str, inputs: tuple[Parameter, ...], last: StepDefinition) -> 
         inspect.Parameter(p.name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=p.default, annotation=p.annotation)
         for p in inputs
     ]
-    signature = inspect.Signature(raw, return_annotation=last.result.type)
+    signature = inspect.Signature(raw, return_annotation=None if last.result.type is type(None) else last.result.type)
     return StepDefinition(
         name=name,
         function=assembled,

@@ -16,6 +16,7 @@ from flowlet.core.codec import Codec, pack
 from flowlet.core.definitions import Context, Interpretation, RunDefinition, Undone
 from flowlet.core.engine import Suspended
 from flowlet.core.failures import Failure, describe_failure, rebuild_failure
+from flowlet.core.run import Run
 from flowlet.core.run_records import Ended, EndStatus, RunRecord, Started
 from flowlet.errors import (
     CompensationFailed,
@@ -176,7 +177,8 @@ class Execution:
                 inputs = definition.starter.input.decode(started.input, f"the input of run {self.journal.id!r}")
             if isinstance(definition.target, type) and self._instance is None:
                 self._instance = await self._host.construct(definition.target)
-            provided = {p.name: self._host.provide(p.annotation) for p in definition.starter.providers}
+            wanted = [p for p in definition.starter.providers if p.annotation is not Run]
+            provided = {p.name: self._host.provide(p.annotation) for p in wanted}
         except Exception as error:
             await self._park(f"run {self.journal.id!r} of {definition.name!r} cannot begin here: {error}", error)
             return None
@@ -215,6 +217,11 @@ class Execution:
             self.status = record.status
             self.value = record.value
             self._leave("ended", None if record.value is not None else ended_error(record))
+
+    def give_up(self) -> None:
+        """Let a caller that is still busy with a step write no more: the Flowlet is left."""
+        if self.journal.trouble is None:
+            self.journal.trouble = RunError(f"run {self.journal.id!r} goes on when its Flowlet is entered again")
 
     def abandon(self) -> None:
         """Tell who waits that no task works on the run any more, if it has not ended."""

@@ -7,7 +7,7 @@ every other process.
 from __future__ import annotations
 
 import itertools
-import secrets
+import os
 import time
 
 
@@ -17,7 +17,7 @@ class Ids:
     __slots__ = ("_count", "_prefix")
 
     def __init__(self) -> None:
-        self._prefix = f"{int(time.time() * 1000):011x}{secrets.token_hex(4)}"
+        self._prefix = f"{int(time.time() * 1000):011x}{os.urandom(4).hex()}"
         self._count = itertools.count(1)
 
     def next(self) -> str:

@@ -17,7 +17,7 @@ import msgspec
 from flowlet.core.chart import Plan
 from flowlet.core.codec import encode, pack
 from flowlet.core.machine import MachineDefinition
-from flowlet.core.machine_records import Created, Fold, Moved, Pending, Settled, read_record
+from flowlet.core.machine_records import Created, Fold, Moved, Pending, Settled
 from flowlet.core.states import Configuration
 from flowlet.errors import Conflict, DecodeError, EncodeError, HookFailed, MachineError, RunNotFound, StoreUnavailable
 from flowlet.runtime.logs import Log
@@ -41,14 +41,14 @@ class Office(msgspec.Struct, frozen=True, eq=False):
     Attributes:
         now: the store's clock, in seconds since the epoch.
         worker: returns the worker id with a live heartbeat, which owns leases.
-        token: draws a number that no other writer has.
+        token: a number that no other writer has.
         provide: returns what is provided for an annotation; None when nothing is.
     """
 
     store: Store
     now: Callable[[], float]
     worker: Callable[[], str]
-    token: Callable[[], int]
+    token: int
     log: Log
     provide: Callable[[Any], Any] | None
 
@@ -124,7 +124,7 @@ class Bond:
         values = definition.data.values(machine)
         data = definition.data.encode(values)
         state = definition.initial
-        record = Created(state.state, office.now(), office.token(), definition.version, data)
+        record = Created(state.state, office.now(), office.token, definition.version, data)
         write = Write(
             id=self.id,
             expect=0,
@@ -166,7 +166,7 @@ class Bond:
             plan.source.state,
             target.state,
             at,
-            office.token(),
+            office.token,
             self.definition.version,
             data,
             plan.parameters.who(args, kwargs),
@@ -177,7 +177,7 @@ class Bond:
             write = self._special_write(record, target)
         else:
             write = Write(id=self.id, expect=self.version, records=(pack(record),), state=target.state)
-        await self._append(write, record)
+        await self._append(write)
         machine._flowlet_state = target
         self.at = at
         if record.key is not None:
@@ -197,9 +197,8 @@ class Bond:
             if data is None and not self.raised:
                 return
             state: str = machine._flowlet_state.state
-            token = self.office.token()
-            record = Settled(state, self.office.now(), token, self.definition.version, data)
-            await self._append(self._special_write(record, machine._flowlet_state), record)
+            record = Settled(state, self.office.now(), self.office.token, self.definition.version, data)
+            await self._append(self._special_write(record, machine._flowlet_state))
         except Exception as error:
             self.stale = True
             text = f"what the hooks of {self.definition.name} {self.id!r} have assigned could not be recorded ({error})"
@@ -238,21 +237,21 @@ class Bond:
             owner=owner,
         )
 
-    async def _append(self, write: Write, record: Moved | Settled) -> None:
+    async def _append(self, write: Write) -> None:
         """Append one record, finding out what became of it where that is not clear."""
         takes = isinstance(write.owner, str)
         self.leased = self.leased or takes  # also if the append is cancelled and yet stored
         try:
             await self.office.store.append((write,))
         except BaseException as error:
-            if not await self.is_stored(error, record.token):
+            if not await self.is_stored(error, write.records[0]):
                 if takes and isinstance(error, Exception):
                     self.leased = False
                 raise
         if write.owner is not msgspec.UNSET:
             self.leased, self.fence = takes, None
 
-    async def is_stored(self, error: BaseException, token: int) -> bool:
+    async def is_stored(self, error: BaseException, record: bytes) -> bool:
         """Find out what became of an append that failed or was cancelled; note what is not clear.
 
         A conflict may be with one's own record, whose acknowledgement was lost and which the store tried
@@ -260,7 +259,7 @@ class Bond:
         """
         self.stale = True
         if isinstance(error, (Conflict, StoreUnavailable)):
-            if await self._is_mine(token):
+            if await self._is_mine(record):
                 self.stale = False
                 return True
             if isinstance(error, Conflict):
@@ -269,15 +268,14 @@ class Bond:
             self._unsure = True  # cancelled: the store completes what it has accepted
         return False
 
-    async def _is_mine(self, token: int) -> bool:
+    async def _is_mine(self, record: bytes) -> bool:
         """Look whether the record that an append was refused for, or got no answer about, is there."""
         try:
             stored = await self.office.store.load(self.id, after=self.version, limit=1)
-            if stored is None or not stored.records:
-                return False
-            return read_record(stored.records[0], self.version + 1, self.id).token == token
-        except (StoreUnavailable, DecodeError):
+        except StoreUnavailable:
             return False
+        # The writer's token, the time and the content together are nobody else's.
+        return stored is not None and bool(stored.records) and stored.records[0] == record
 
     def advance(self, values: tuple[Any, ...], data: bytes, raised: tuple[Pending, ...]) -> None:
         """Know that one more record is stored."""

@@ -1,13 +1,13 @@
 """Making a class do what its definition says: triggers in place of marked methods, room for the state.
 
 Law: the user's class stays what it is, with its own ``__init__``; only a class without room for two more
-attributes (``__slots__``) is replaced by a subclass of the same name. A machine that is not moved costs
-two words.
+attributes (``__slots__``) is replaced by a subclass of the same name. Both attributes are set when an object
+is made: an attribute that joins an object later costs it a dict of its own (248 bytes on CPython 3.11), and
+one that has a default on the class is three times as slow to read, since it is looked for in two places.
 """
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 from typing import Any
 
@@ -18,6 +18,7 @@ from flowlet.errors import MachineError
 from flowlet.runtime.machine_trigger import make_trigger
 
 STATE, TURN = "_flowlet_state", "_flowlet_turn"
+MADE_HERE = "__flowlet_new__"
 
 
 def install_machine(definition: MachineDefinition) -> type:
@@ -26,10 +27,8 @@ def install_machine(definition: MachineDefinition) -> type:
     for method in definition.methods:
         setattr(cls, method, make_trigger(definition, method))
     setattr(cls, DEFINITION, definition)
-    if not _has_slot(cls):
-        setattr(cls, STATE, definition.initial)
-        setattr(cls, TURN, None)
-        _reserve(cls, definition)
+    if cls is definition.cls:
+        setattr(cls, "__new__", _new_for(cls))
     return cls
 
 
@@ -54,12 +53,8 @@ def definition_of(thing: Any) -> MachineDefinition:
 
 
 def _has_room(cls: type) -> bool:
-    return cls.__dictoffset__ != 0 or _has_slot(cls)
-
-
-def _has_slot(cls: type) -> bool:
-    """Say whether the class inherits the slots of an assembled one."""
-    return inspect.ismemberdescriptor(inspect.getattr_static(cls, STATE, None))
+    inherited = inspect.ismemberdescriptor(inspect.getattr_static(cls, STATE, None))
+    return cls.__dictoffset__ != 0 or inherited
 
 
 def _with_slots(cls: type) -> type:
@@ -75,24 +70,29 @@ def _with_slots(cls: type) -> type:
 
 
 def _new_for(cls: type) -> Any:
-    plain = inspect.getattr_static(cls, "__new__") is object.__dict__["__new__"]
+    """Build the ``__new__`` that puts objects into their initial state, around the class's own if it has one."""
+    own = inspect.getattr_static(cls, "__new__")
+    if isinstance(own, staticmethod):
+        own = own.__func__
+    if getattr(own, MADE_HERE, False):
+        return own  # inherited from an assembled class
+    make = object.__new__
+    plain = own is vars(object)["__new__"]
 
     def __new__(kind: type, *args: Any, **kwargs: Any) -> Any:
-        made = object.__new__(kind) if plain else cls.__new__(kind, *args, **kwargs)
+        if not plain:
+            made = own(kind, *args, **kwargs)
+            if hasattr(made, STATE) or not isinstance(made, kind):
+                return made  # one that was made before
+        elif (args or kwargs) and kind.__init__ is object.__init__:  # type: ignore[misc]
+            raise TypeError(f"{kind.__name__}() takes no arguments")
+        else:
+            made = make(kind)
         made._flowlet_state = getattr(kind, DEFINITION).initial
         made._flowlet_turn = None
         return made
 
+    setattr(__new__, MADE_HERE, True)
+    # What `inspect.signature` shows of the class.
+    setattr(__new__, "__wrapped__", inspect.getattr_static(cls, "__init__") if plain else own)
     return __new__
-
-
-def _reserve(cls: type, definition: MachineDefinition) -> None:
-    """Have every object made with room for the two attributes.
-
-    Objects of one class share the layout of their attributes; an attribute that joins it late costs an
-    object a dict of its own (248 bytes on CPython 3.11), one that was there first costs a word.
-    """
-    with contextlib.suppress(Exception):
-        first: Any = object.__new__(cls)
-        setattr(first, STATE, definition.initial)
-        setattr(first, TURN, None)

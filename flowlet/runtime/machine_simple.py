@@ -1,4 +1,4 @@
-"""The usual transition, boiled down: one candidate, at most one guard and one hook, and none of them waits.
+"""The usual transition, boiled down: one candidate, at most one guard and one hook.
 
 Law: what is done here is what `flowlet.runtime.machine_driver` does for such a transition, in the same
 order and with the same promises; only what cannot matter for it is left out. Whatever turns out to be
@@ -7,53 +7,71 @@ unusual on the way (an event was raised, somebody queues, the store fails) goes 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, Final, TypeAlias
+
+import msgspec
 
 from flowlet.core.chart import Plan, Plans
 from flowlet.core.codec import pack
-from flowlet.core.current import run_context
+from flowlet.core.current import machine_context
 from flowlet.core.hooks import refuse_awaitable
 from flowlet.core.machine import MachineDefinition
-from flowlet.core.machine_data import Snapshot
+from flowlet.core.machine_data import DataShape, Snapshot
 from flowlet.core.machine_members import effects
 from flowlet.core.machine_records import Moved
-from flowlet.core.states import Configuration
+from flowlet.core.states import DEFINITION, Configuration
 from flowlet.errors import TransitionNotAllowed
 from flowlet.runtime.machine_bond import Bond
-from flowlet.runtime.machine_driver import finish, hook_failure
+from flowlet.runtime.machine_driver import drain, finish, hook_failure
 from flowlet.runtime.turns import BUSY, Turn, enter_turn, leave, open_turn
 from flowlet.store import Write
 
 # guard, it is async, its name, action, state afterwards, enter hook, it is async, what to put back, its reader
 Simple: TypeAlias = tuple[Any, bool, str, Any, Configuration, Any, bool, Snapshot, Any]
-SimplePlans: TypeAlias = Mapping[Configuration, Simple]
 
-# the plan, the same, and whether the hook may change data
-Stored: TypeAlias = tuple[Plan, Simple, bool]
-StoredPlans: TypeAlias = Mapping[Configuration, Stored]
+# the plan, the same, whether the hook may change data, event, source, target, what the data is like
+Stored: TypeAlias = tuple[Plan, Simple, bool, str, str, str, DataShape]
+
+
+class Ways(msgspec.Struct, frozen=True, eq=False):
+    """The simple plans of a trigger, by configuration.
+
+    Attributes:
+        quick: of machines without a store, when no callback waits.
+        waiting: of machines without a store, when one may.
+        stored: of machines with a store, when no callback waits.
+    """
+
+    quick: dict[Configuration, Simple]
+    waiting: dict[Configuration, Simple]
+    stored: dict[Configuration, Stored]
+
 
 _UNREAD: Final = object()
 
 
-def simplify(definition: MachineDefinition, table: Plans) -> tuple[SimplePlans, StoredPlans]:
-    """Boil down those plans of a trigger that are simple, for machines without and with a store."""
-    simple: dict[Configuration, Simple] = {}
-    stored: dict[Configuration, Stored] = {}
+def simplify(definition: MachineDefinition, table: Plans) -> Ways:
+    """Boil down those plans of a trigger that are simple."""
+    ways = Ways({}, {}, {})
     for configuration, plans in table.items():
         if not _is_simple(plans):
             continue
         (plan,) = plans
-        simple[configuration] = way = _boil(definition, plan)
+        way = _boil(definition, plan)
+        if plan.waits:
+            ways.waiting[configuration] = way
+            continue
+        ways.quick[configuration] = way
         if not (plan.exclusive or plan.retry or plan.target.final):
-            stored[configuration] = (plan, way, _may_change_data(definition, plan))
-    return simple, stored
+            names = (plan.event, configuration.state, plan.target.state)
+            ways.stored[configuration] = (plan, way, _may_change_data(definition, plan), *names, definition.data)
+    return ways
 
 
 def _is_simple(plans: tuple[Plan, ...]) -> bool:
     (plan, *others) = plans
     checks = [c for c in (plan.gate, *plan.checks) if c is not None]
-    if others or plan.waits or not plan.plain or plan.exits or plan.failed is not None:
+    if others or not plan.plain or plan.exits or plan.failed is not None:
         return False
     if len(checks) > 1 or len(plan.enters) > 1 or any(c.leaf is None or not c.leaf.alone for c in checks):
         return False
@@ -95,14 +113,68 @@ def judge(machine: Any, event: str, guard: str, answer: Any) -> None:
         raise TransitionNotAllowed(event, machine._flowlet_state.state, "guard", guard)
 
 
-def is_calm(bond: Bond) -> bool:
-    """Say whether a stored machine can move at once: idle, up to date, and not inside of a run."""
-    return bond._flowlet_turn is None and not bond.stale and not bond.raised and run_context.get() is None
+async def move_waiting(machine: Any, way: Simple, event: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Make a simple transition of a machine without a store, while which others may run."""
+    guard, guard_is_async, guard_name, action, target, enter, enter_is_async, snapshot, read = way
+    outer = machine_context.get()
+    turn: Turn = Turn(outer)
+    machine._flowlet_turn = turn
+    machine_context.set(turn)
+    taken: Any = _UNREAD
+    try:
+        if guard is not None:
+            agreed = guard(machine)
+            if guard_is_async:
+                agreed = await agreed
+            if agreed is not True:
+                judge(machine, event, guard_name, agreed)
+        if read is not None:
+            try:
+                taken = read(machine)
+            except AttributeError:
+                taken = snapshot.take(machine)
+        result = await action(machine, *args, **kwargs)
+    except BaseException:
+        if taken is not _UNREAD:
+            snapshot.restore(machine, taken)
+        turn.raised = None
+        leave(machine, turn)
+        raise
+    machine._flowlet_state = target
+    if enter is not None:
+        try:
+            outcome = enter(machine)
+            if enter_is_async:
+                await outcome
+            elif outcome is not None:
+                refuse_awaitable(outcome, f"hook {enter.__name__!r}")
+        except BaseException as error:
+            await _drain(machine, turn, error)
+            raise hook_failure(machine, enter.__name__, error, committed=True) from error
+    if turn.raised is not None or turn.waiters is not None:
+        await _drain(machine, turn, None)
+    else:
+        machine._flowlet_turn = None
+        machine_context.set(outer)
+    return result
+
+
+async def _drain(machine: Any, turn: Turn, error: BaseException | None) -> None:
+    """Handle what was raised, unless the hook was cancelled, and end the turn."""
+    try:
+        if error is None or isinstance(error, Exception):
+            await drain(machine, None, turn, getattr(type(machine), DEFINITION))
+    finally:
+        leave(machine, turn)
 
 
 async def move_stored(machine: Any, bond: Bond, way: Stored, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Make a simple transition of a machine with a store."""
-    plan, (guard, guard_is_async, guard_name, action, target, enter, enter_is_async, snapshot, read), changes = way
+    """Make a simple transition of a machine with a store that is idle, up to date and not inside of a run.
+
+    Up to the hook this is `flowlet.runtime.machine_driver.follow` with `Bond.commit`.
+    """
+    plan, simple, changes, event, left, reached, shape = way
+    guard, guard_is_async, guard_name, action, target, enter, enter_is_async, snapshot, read = simple
     bond._flowlet_turn = BUSY
     taken: Any = _UNREAD
     try:
@@ -111,14 +183,42 @@ async def move_stored(machine: Any, bond: Bond, way: Stored, args: tuple[Any, ..
             if guard_is_async:
                 agreed = await agreed
             if agreed is not True:
-                judge(machine, plan.event, guard_name, agreed)
+                judge(machine, event, guard_name, agreed)
         if read is not None:
-            taken = snapshot.take(machine)
+            try:
+                taken = read(machine)
+            except AttributeError:
+                taken = snapshot.take(machine)
         result = await action(machine, *args, **kwargs)
-        if bond._flowlet_turn is not BUSY:
+        if bond._flowlet_turn is BUSY:
+            office = bond.office
+            try:
+                values, data = shape.read(machine), None
+                if values != bond.values or not shape.immutable:
+                    data = pack(shape.struct(*values))
+                    shape.fits(data)
+            except Exception:
+                values, data = bond.changed(machine)  # which says what is wrong
+            at = office.now()
+            actor = None if plan.parameters.actor is None else plan.parameters.who(args, kwargs)
+            record = Moved(event, left, reached, at, office.token, bond.definition.version, data, actor)
+            packed = pack(record)
+            write = Write(id=bond.id, expect=bond.version, records=(packed,), state=reached)
+            try:
+                await office.store.append((write,))
+            except BaseException as error:
+                if not await bond.is_stored(error, packed):
+                    raise
+            machine._flowlet_state = target
+            bond.at = at
+            bond.version += 1
+            bond.values = values
+            if data is not None:
+                bond.data = data
+            if office.log.active:
+                bond.log_committed(record)
+        else:  # it has raised something
             await bond.commit(machine, bond._flowlet_turn, plan, target, args, kwargs, None, result)
-        else:
-            await _commit(machine, bond, plan, target, args, kwargs)
     except BaseException:
         if taken is not _UNREAD:
             snapshot.restore(machine, taken)
@@ -142,32 +242,6 @@ async def move_stored(machine: Any, bond: Bond, way: Stored, args: tuple[Any, ..
     else:
         bond._flowlet_turn = None
     return result
-
-
-async def _commit(
-    machine: Any, bond: Bond, plan: Plan, target: Configuration, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> None:
-    """Do what `Bond.commit` does when nothing was raised, no run is involved and no lease is held."""
-    office, definition = bond.office, bond.definition
-    values, data = bond.changed(machine)
-    at = office.now()
-    token = office.token()
-    actor = plan.parameters.who(args, kwargs)
-    record = Moved(plan.event, plan.source.state, target.state, at, token, definition.version, data, actor)
-    write = Write(id=bond.id, expect=bond.version, records=(pack(record),), state=target.state)
-    try:
-        await office.store.append((write,))
-    except BaseException as error:
-        if not await bond.is_stored(error, token):
-            raise
-    machine._flowlet_state = target
-    bond.at = at
-    bond.version += 1
-    bond.values = values
-    if data is not None:
-        bond.data = data
-    if office.log.active:
-        bond.log_committed(record)
 
 
 def _end(bond: Bond) -> None:

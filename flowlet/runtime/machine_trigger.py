@@ -12,12 +12,13 @@ from collections.abc import Callable
 from typing import Any
 
 from flowlet.core.chart import Plans
+from flowlet.core.current import run_context
 from flowlet.core.hooks import refuse_awaitable
 from flowlet.core.machine import MachineDefinition
 from flowlet.core.marks import TRANSITIONS
 from flowlet.runtime.machine_bond import Bond
 from flowlet.runtime.machine_driver import drain, handle, hook_failure
-from flowlet.runtime.machine_simple import SimplePlans, StoredPlans, is_calm, judge, move_stored, simplify
+from flowlet.runtime.machine_simple import Ways, judge, move_stored, move_waiting, simplify
 from flowlet.runtime.turns import BUSY, Turn, depart, leave
 
 EVENT = "__flowlet_event__"
@@ -44,11 +45,11 @@ def make_trigger(definition: MachineDefinition, method: str) -> Callable[..., An
     trigger = definition.methods[method]
     table = definition.method_plans[method]
     event = trigger.transitions[0].event or method
-    simple, stored = simplify(definition, table)
+    ways = simplify(definition, table)
     parameters = definition.parameters[method]
     takes = parameters.names or parameters.keywords or parameters.variadic or parameters.provided
     build = _with_arguments if takes else _alone
-    made = functools.wraps(trigger.action)(build(definition, table, simple, stored, event))
+    made = functools.wraps(trigger.action)(build(definition, table, ways, event))
     setattr(made, TRANSITIONS, trigger)
     setattr(made, EVENT, EventRef(definition, event, method, table))
     return made
@@ -58,19 +59,25 @@ def make_trigger(definition: MachineDefinition, method: str) -> Callable[..., An
 # of its time. Their order of things is that of `machine_driver.follow`. Nothing in them waits, so nobody
 # else runs before the turn is over, and a failure before the commit may simply end it.
 def _alone(
-    definition: MachineDefinition, table: Plans, simple: SimplePlans, stored: StoredPlans, event: str
+    definition: MachineDefinition, table: Plans, ways: Ways, event: str
 ) -> Callable[..., Any]:
-    find, find_stored = simple.get, stored.get
+    find, find_waiting, find_stored = ways.quick.get, ways.waiting.get, ways.stored.get
+    run = run_context.get
 
     async def trigger(self: Any) -> Any:
         held = self._flowlet_turn
         if held is not None:
-            if type(held) is Bond and (way := find_stored(self._flowlet_state)) is not None and is_calm(held):
-                return await move_stored(self, held, way, (), {})
+            if type(held) is Bond and held._flowlet_turn is None and not held.stale and not held.raised:
+                stored = find_stored(self._flowlet_state)
+                if stored is not None and run() is None:
+                    return await move_stored(self, held, stored, (), {})
             return await handle(self, definition, table, event, (), {})
         plan = find(self._flowlet_state)
         if plan is None:
-            return await handle(self, definition, table, event, (), {})
+            way = find_waiting(self._flowlet_state)
+            if way is None:
+                return await handle(self, definition, table, event, (), {})
+            return await move_waiting(self, way, event, (), {})
         guard, guard_is_async, guard_name, action, target, enter, enter_is_async, snapshot, read = plan
         self._flowlet_turn = BUSY
         try:
@@ -116,19 +123,25 @@ def _alone(
 
 
 def _with_arguments(
-    definition: MachineDefinition, table: Plans, simple: SimplePlans, stored: StoredPlans, event: str
+    definition: MachineDefinition, table: Plans, ways: Ways, event: str
 ) -> Callable[..., Any]:
-    find, find_stored = simple.get, stored.get
+    find, find_waiting, find_stored = ways.quick.get, ways.waiting.get, ways.stored.get
+    run = run_context.get
 
     async def trigger(self: Any, *args: Any, **kwargs: Any) -> Any:
         held = self._flowlet_turn
         if held is not None:
-            if type(held) is Bond and (way := find_stored(self._flowlet_state)) is not None and is_calm(held):
-                return await move_stored(self, held, way, args, kwargs)
+            if type(held) is Bond and held._flowlet_turn is None and not held.stale and not held.raised:
+                stored = find_stored(self._flowlet_state)
+                if stored is not None and run() is None:
+                    return await move_stored(self, held, stored, args, kwargs)
             return await handle(self, definition, table, event, args, kwargs)
         plan = find(self._flowlet_state)
         if plan is None:
-            return await handle(self, definition, table, event, args, kwargs)
+            way = find_waiting(self._flowlet_state)
+            if way is None:
+                return await handle(self, definition, table, event, args, kwargs)
+            return await move_waiting(self, way, event, args, kwargs)
         guard, guard_is_async, guard_name, action, target, enter, enter_is_async, snapshot, read = plan
         self._flowlet_turn = BUSY
         try:

@@ -51,8 +51,7 @@ class Machines:
         provide: Callable[[Any], Any] | None = None,
     ) -> None:
         owner = worker if callable(worker) else (lambda: worker)
-        tokens = itertools.count(secrets.randbits(62))
-        self._office = Office(store, now, owner, tokens.__next__, log, provide)
+        self._office = Office(store, now, owner, secrets.randbits(62), log, provide)
         self._prefix = secrets.token_hex(4)
         self._numbers = itertools.count(1)
         self._live: WeakValueDictionary[str, Any] = WeakValueDictionary()

@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
-import socket
 import stat
-import tempfile
 import zlib
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 try:
     import fcntl
@@ -26,10 +25,13 @@ except ImportError:  # pragma: no cover - Windows has no flock; the lease alone 
 
 def new_worker_id() -> str:
     """Return an identity for this start of this process; its first part tells the host."""
-    return f"{_host()}-{os.getpid():x}-{secrets.token_hex(6)}"
+    return f"{_host()}-{os.getpid():x}-{os.urandom(6).hex()}"
 
 
 def _host() -> str:
+    import socket
+    from pathlib import Path
+
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")
     except OSError:
@@ -39,6 +41,9 @@ def _host() -> str:
 
 def _directory() -> Path | None:
     """Return a folder that only this user can write to, made if need be."""
+    import tempfile
+    from pathlib import Path
+
     owner = os.getuid() if hasattr(os, "getuid") else 0
     path = Path(tempfile.gettempdir()) / f"flowlet-workers-{owner}"
     try:

@@ -96,9 +96,13 @@ class Runs:
         await self.worker.stop_looking()
         with anyio.move_on_after(grace):
             await self._wait_for_tasks()
+            for execution in list(self.live.values()):  # those that callers execute in their own tasks
+                await execution.done.wait()
         for task in list(self._tasks):
             task.cancel()
         await self._wait_for_tasks()
+        for execution in list(self.live.values()):
+            execution.give_up()
         await self.worker.stop()
 
     async def _wait_for_tasks(self) -> None:

@@ -7,15 +7,35 @@ exception escape to the event loop.
 
 from __future__ import annotations
 
-import asyncio
 import sys
 from collections.abc import Awaitable, Callable
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import anyio
-import sniffio
 
 from flowlet.core.current import machine_context, run_context
+
+if TYPE_CHECKING:
+    import asyncio  # imported where it is used: a third of the time of `import flowlet`
+
+
+def on_trio() -> bool:
+    """Tell whether the code runs under trio, without importing it."""
+    trio = sys.modules.get("trio")
+    return trio is not None and bool(trio.lowlevel.in_trio_run())
+
+
+def is_loop_running() -> bool:
+    """Tell whether an event loop runs in this thread."""
+    if on_trio():
+        return True
+    import asyncio
+
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
 
 
 class Latch:
@@ -63,17 +83,19 @@ def spawn(main: Main, on_error: OnError, on_done: Callable[[Task], None] | None 
         on_error: hears of what it raises.
         on_done: called when the task is over, also when it was cancelled before it began.
     """
-    if sniffio.current_async_library() == "trio":
+    if on_trio():
         return _TrioTask(main, on_error, on_done)
     return _AsyncioTask(main, on_error, on_done)
 
 
 def current_task_function() -> Callable[[], object]:
     """Return the fastest way to tell the running task on the running event loop."""
-    if sniffio.current_async_library() == "trio":
+    if on_trio():
         import trio
 
         return trio.lowlevel.current_task
+    import asyncio
+
     if sys.version_info >= (3, 12):
         return asyncio.current_task
     # Before 3.12 current_task is Python code that looks the loop up first; this is what it then does.
@@ -84,10 +106,12 @@ def current_task_function() -> Callable[[], object]:
 
 def loop_token() -> object:
     """Return an object that identifies the running event loop."""
-    if sniffio.current_async_library() == "trio":
+    if on_trio():
         import trio
 
         return trio.lowlevel.current_trio_token()
+    import asyncio
+
     return asyncio.get_running_loop()
 
 
@@ -101,6 +125,8 @@ class _AsyncioTask:
     __slots__ = ("_on_done", "_task", "done")
 
     def __init__(self, main: Main, on_error: OnError, on_done: Callable[[Task], None] | None) -> None:
+        import asyncio
+
         self.done = Latch()
         self._on_done = on_done
         self._task = asyncio.get_running_loop().create_task(self._run(main, on_error))
@@ -113,6 +139,8 @@ class _AsyncioTask:
         self.done.set()
 
     async def _run(self, main: Main, on_error: OnError) -> None:
+        import asyncio
+
         _leave_contexts()
         try:
             await main()

@@ -16,7 +16,7 @@ import time
 import tracemalloc
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 
@@ -93,8 +93,8 @@ def machine(cls: Any) -> Any:
 
 @machine
 class Lamp:
-    power: int = 1
-    switched: int = 0
+    power: int
+    switched: int
 
     def __init__(self) -> None:
         self.power = 1
@@ -138,8 +138,9 @@ class Lamp:
 class Waiting:
     """The same with callbacks that await something, and so may be interrupted."""
 
-    power: int = 1
-    switched: int = 0
+    pause: ClassVar[bool] = False
+    power: int
+    switched: int
 
     def __init__(self) -> None:
         self.power = 1
@@ -154,35 +155,39 @@ class Waiting:
 
     @guard
     async def can_switch(self) -> bool:
-        await nothing()
+        await nothing(self)
         return self.power > 0
 
     @transition(Off, On)
     @transition(On, Off)
     async def switch(self) -> int:
-        await nothing()
+        await nothing(self)
         self.switched += 1
         return self.switched
 
     async def on_enter_on(self) -> None:
-        await nothing()
+        await nothing(self)
         self._seen += 1
 
     async def on_enter_off(self) -> None:
-        await nothing()
+        await nothing(self)
         self._seen += 1
 
 
-async def nothing() -> None: ...
+async def nothing(one: Any) -> None:
+    if one.pause:
+        await asyncio.sleep(0)
 
 
 class WaitingByHand(ByHand):
+    pause: ClassVar[bool] = False
+
     async def can_switch(self) -> bool:
-        await nothing()
+        await nothing(self)
         return self.power > 0
 
     async def entered(self) -> None:
-        await nothing()
+        await nothing(self)
         self._seen += 1
 
     async def switch(self) -> int:
@@ -190,7 +195,7 @@ class WaitingByHand(ByHand):
             raise RuntimeError(self.state)
         if not await self.can_switch():
             raise RuntimeError("power")
-        await nothing()
+        await nothing(self)
         self.switched += 1
         result = self.switched
         self.state = "on" if self.state == "off" else "off"

@@ -11,7 +11,7 @@ import sys
 import warnings
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, ClassVar
 
 import attrs
 import pytest
@@ -898,6 +898,48 @@ async def test_a_slotted_machine_has_no_dict_and_can_be_weakly_referenced() -> N
     assert weakref.ref(one)() is one
     assert Slotted.__module__ == __name__
     assert sys.getsizeof(one) <= 8 * (2 + 2 + 2 + 1) + 16
+
+
+async def test_construction_stays_what_it_was() -> None:
+    assert str(inspect.signature(Order)) == "(total: 'int' = 0, log: 'list[str]' = <factory>) -> None"
+    assert str(inspect.signature(Slotted)) == "(total: 'int' = 1) -> 'None'"
+    assert str(inspect.signature(Gate)) == "() -> 'None'"
+    with pytest.raises(TypeError, match="unexpected keyword argument 'totl'"):
+        Order(totl=3)
+
+    class Bare:
+        @state(initial=True)
+        class A: ...
+
+        @state(final=True)
+        class B: ...
+
+        @transition(A, B)
+        async def go(self) -> None: ...
+
+    with pytest.raises(TypeError, match=r"Bare\(\) takes no arguments"):
+        machine(Bare)(3)
+
+    class Single:
+        made: ClassVar[list[Any]] = []
+
+        def __new__(cls) -> Any:
+            if not cls.made:
+                cls.made.append(object.__new__(cls))
+            return cls.made[0]
+
+        @state(initial=True)
+        class A: ...
+
+        @state(final=True)
+        class B: ...
+
+        @transition(A, B)
+        async def go(self) -> None: ...
+
+    single = machine(Single)
+    await single().go()
+    assert state_of(single()) == "B"
 
 
 async def test_copies_and_pickles_keep_the_state() -> None:

@@ -1,0 +1,383 @@
+"""The definitions that the crash tests kill, and what must have come of each in the end.
+
+Each step leaves one line in an effects file that is only ever appended to: its idempotency key, the
+attempt, and what it was given. So it can be counted afterwards what was done, and how often.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import anyio
+from msgspec import Struct
+
+from flowlet import Registry, Retry, compensate, current_run, gather, provided, step
+
+registry = Registry()
+effects_file = ""
+"""Where effects go; set by the process that is about to make some."""
+
+ATTEMPTS = 5
+RUN = "o-1"
+"""The id of the run in a sweep."""
+
+
+class Slip(Struct):
+    """What a step returns: who it was. A replay has to hand on the recorded one."""
+
+    step: str
+    pid: int
+
+
+class Refused(Exception):
+    """What the failing steps raise."""
+
+
+class Flaky(Exception):
+    """What a step raises that will work at a later attempt."""
+
+
+def effect(given: object = "") -> Slip:
+    """Do something to the world, in one system call."""
+    run = current_run()
+    line = f"{run.idempotency_key}\t{run.attempt}\t{given}\t{os.getpid()}\n"
+    descriptor = os.open(effects_file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    try:
+        os.write(descriptor, line.encode())
+    finally:
+        os.close(descriptor)
+    return Slip(run.idempotency_key.rpartition("/")[2], os.getpid())
+
+
+# ---------------------------------------------------------------- steps
+@step
+async def reserve(order: int) -> Slip:
+    return effect(order)
+
+
+@compensate(reserve)
+async def unreserve(order: int, reserve: Slip) -> None:
+    effect(reserve.pid)
+
+
+@step
+async def charge(order: int, reserve: Slip) -> Slip:
+    await anyio.lowlevel.checkpoint()
+    return effect(reserve.pid)
+
+
+@compensate(charge)
+async def refund(charge: Slip) -> None:
+    await anyio.lowlevel.checkpoint()
+    effect(charge.pid)
+
+
+@step
+async def pack(order: int, charge: Slip) -> Slip:
+    return effect(charge.pid)
+
+
+@compensate(pack)
+async def unpack(order: int, pack: Slip, error: Exception) -> None:
+    assert isinstance(error, Refused), error
+    effect(pack.pid)
+
+
+@step
+async def ship(order: int, pack: Slip) -> Slip:
+    effect(pack.pid)
+    raise Refused("parcel too large")
+
+
+@step
+async def notify(order: int, pack: Slip) -> Slip:
+    return effect(pack.pid)
+
+
+@step(retry=Retry(attempts=ATTEMPTS, wait=0))
+async def ask(order: int) -> Slip:
+    slip = effect(order)
+    if current_run().attempt < ATTEMPTS - 1:
+        raise Flaky("ask again")
+    return slip
+
+
+@compensate(ask, retry=Retry(attempts=ATTEMPTS, wait=0))
+async def forget(ask: Slip) -> None:
+    effect(ask.pid)
+    if current_run().attempt < 3:
+        raise Flaky("forget again")
+
+
+@step(retry=Retry(attempts=ATTEMPTS, wait=0))
+async def insist(order: int) -> Slip:
+    effect(order)
+    raise Refused("never")
+
+
+@step
+async def paint(order: int, side: str) -> Slip:
+    await anyio.sleep(0.001 if side == "left" else 0)
+    return effect(side)
+
+
+@compensate(paint)
+async def scrape(side: str, paint: Slip) -> None:
+    effect(paint.pid)
+
+
+@step(retry=Retry(attempts=ATTEMPTS, wait=0))
+async def polish(order: int) -> Slip:
+    slip = effect(order)
+    if current_run().attempt < 3:
+        raise Flaky("not yet")
+    return slip
+
+
+@step
+async def wait_long(order: int) -> Slip:
+    slip = effect(order)
+    await anyio.sleep(60)
+    return slip
+
+
+@step
+async def break_down(order: int) -> Slip:
+    await anyio.sleep(0.001)
+    effect(order)
+    raise Refused("broken")
+
+
+# ---------------------------------------------------------------- definitions
+@registry.saga
+async def failing(order: int) -> Slip:
+    first = await reserve(order)
+    second = await charge(order, first)
+    third = await pack(order, second)
+    return await ship(order, third)
+
+
+@registry.saga
+async def working(order: int) -> Slip:
+    first = await reserve(order)
+    second = await charge(order, first)
+    third = await pack(order, second)
+    return await notify(order, third)
+
+
+@registry.saga
+async def parallel(order: int) -> Slip:
+    first = await reserve(order)
+    left, _, _ = await gather(paint(order, "left"), polish(order), paint(order, "right"))
+    assert left.step == "paint"
+    return await charge(order, first)
+
+
+@registry.saga
+async def parallel_failing(order: int) -> Slip:
+    await reserve(order)
+    await gather(paint(order, "left"), paint(order, "right"))
+    slips = await gather(wait_long(order), break_down(order), wait_long(order))
+    return slips[0]
+
+
+@registry.saga
+async def retrying(order: int) -> Slip:
+    await ask(order)
+    return await insist(order)
+
+
+class Workshop:
+    """Something that is provided."""
+
+    def work(self, given: object) -> Slip:
+        return effect(given)
+
+
+@registry.saga
+class ClassFailing:
+    def __init__(self, workshop: Workshop = provided) -> None:
+        self.workshop = workshop
+        self.seen: list[str] = []
+
+    @step
+    async def cut(self, order: int) -> Slip:
+        self.seen.append("cut")
+        return self.workshop.work(order)
+
+    @compensate(cut)
+    async def burn(self, order: int, cut: Slip) -> None:
+        self.workshop.work(cut.pid)
+
+    @step
+    async def sew(self, order: int, slip: Slip) -> Slip:
+        return self.workshop.work(slip.pid)
+
+    @compensate(sew)
+    async def rip(self, sew: Slip) -> None:
+        self.workshop.work(sew.pid)
+
+    @step
+    async def sell(self, order: int) -> Slip:
+        self.workshop.work(order)
+        raise Refused("too dear")
+
+    async def __call__(self, order: int) -> Slip:
+        slip = await self.cut(order)
+        slip = await self.sew(order, slip)
+        first = await reserve(order)
+        assert first.step == "reserve"
+        return await self.sell(order)
+
+
+assembled = registry.saga("assembled", reserve, charge, pack, ship)
+
+
+# ---------------------------------------------------------------- a pipeline
+@step
+async def extract(order: int) -> Slip:
+    return effect(order)
+
+
+@step
+async def clean(extract: Slip) -> Slip:
+    await anyio.sleep(0.001)
+    return effect(extract.pid)
+
+
+@step
+async def count(extract: Slip) -> Slip:
+    return effect(extract.pid)
+
+
+@step(retry=Retry(attempts=ATTEMPTS, wait=0))
+async def enrich(extract: Slip) -> Slip:
+    slip = effect(extract.pid)
+    if current_run().attempt < 3:
+        raise Flaky("not yet")
+    return slip
+
+
+@step
+async def archive(extract: Slip) -> Slip:
+    return effect(extract.pid)
+
+
+@step
+async def index(archive: Slip) -> Slip:
+    return effect(archive.pid)
+
+
+@step
+async def guess(extract: Slip) -> Slip:
+    effect(extract.pid)
+    raise Refused("no idea")
+
+
+async def guess_instead(error: Exception) -> Slip:
+    assert isinstance(error, Refused), error
+    return effect("instead")
+
+
+@step
+async def write(clean: Slip, count: Slip, enrich: Slip, guess: Slip) -> Slip:
+    assert guess.step == "guess~guess_instead"
+    return effect(f"{clean.pid} {count.pid} {enrich.pid}")
+
+
+pipeline = registry.pipeline(
+    "pipeline",
+    extract,
+    clean,
+    count,
+    enrich,
+    archive,
+    index,
+    guess,
+    write,
+    when={"archive": lambda order: order > 1000},
+    on_error={"guess": guess_instead},
+)
+
+
+# ---------------------------------------------------------------- what must come of them
+@dataclass
+class Workload:
+    """A definition to be killed.
+
+    Attributes:
+        steps: the keys that must be on record, each with its outcome: ``s`` ended, ``e`` failed, ``c`` cancelled.
+        undoes: compensation by the key of the step that it undoes.
+        failing: the key whose failure is the run's, if it fails.
+        attempts: recorded attempts, where they are not one.
+        width: so many effects may be under way at once.
+        skipped: steps of a pipeline that must be noted as skipped.
+    """
+
+    definition: Callable[..., Any]
+    status: str
+    steps: dict[str, str]
+    undoes: dict[str, str] = field(default_factory=dict)
+    failing: str | None = None
+    attempts: dict[str, int] = field(default_factory=dict)
+    width: int = 1
+    skipped: tuple[str, ...] = ()
+
+
+_ORDER = {"reserve": "s", "charge": "s", "pack": "s"}
+_UNDO = {"reserve": "reserve~unreserve", "charge": "charge~refund", "pack": "pack~unpack"}
+
+WORKLOADS = {
+    "failing": Workload(failing, "compensated", {**_ORDER, "ship": "e"}, _UNDO, "ship"),
+    "assembled": Workload(assembled, "compensated", {**_ORDER, "ship": "e"}, _UNDO, "ship"),
+    "working": Workload(working, "completed", {**_ORDER, "notify": "s"}),
+    "parallel": Workload(
+        parallel,
+        "completed",
+        {"reserve": "s", "paint": "s", "polish": "s", "paint#2": "s", "charge": "s"},
+        attempts={"polish": 3},
+        width=3,
+    ),
+    "parallel_failing": Workload(
+        parallel_failing,
+        "compensated",
+        {"reserve": "s", "paint": "s", "paint#2": "s", "wait_long": "c", "break_down": "e", "wait_long#2": "c"},
+        {"reserve": "reserve~unreserve", "paint": "paint~scrape", "paint#2": "paint#2~scrape"},
+        "break_down",
+        width=3,
+    ),
+    "retrying": Workload(
+        retrying,
+        "compensated",
+        {"ask": "s", "insist": "e"},
+        {"ask": "ask~forget"},
+        "insist",
+        {"ask": ATTEMPTS - 1, "insist": ATTEMPTS, "ask~forget": 3},
+    ),
+    "class": Workload(
+        ClassFailing,
+        "compensated",
+        {"cut": "s", "sew": "s", "reserve": "s", "sell": "e"},
+        {"cut": "cut~burn", "sew": "sew~rip", "reserve": "reserve~unreserve"},
+        "sell",
+    ),
+    "pipeline": Workload(
+        pipeline,
+        "completed",
+        {
+            "extract": "s",
+            "clean": "s",
+            "count": "s",
+            "enrich": "s",
+            "guess": "e",
+            "guess~guess_instead": "s",
+            "write": "s",
+        },
+        attempts={"enrich": 3},
+        width=4,
+        skipped=("archive", "index"),
+    ),
+}

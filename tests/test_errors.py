@@ -1,0 +1,134 @@
+"""One tree of errors; each carries its data, says it, and survives being copied and sent elsewhere."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from typing import Any
+
+import pytest
+
+from flowlet import errors
+from flowlet.errors import (
+    CompensationFailed,
+    Conflict,
+    DefinitionError,
+    FlowletError,
+    HookFailed,
+    MachineError,
+    MissingExtra,
+    RunError,
+    RunParked,
+    StepFailed,
+    StepTimeout,
+    StoreError,
+    TransitionNotAllowed,
+)
+
+SAMPLES: list[FlowletError] = [
+    DefinitionError(["a: is wrong", "b: too"]),
+    TransitionNotAllowed("pay", "Draft", "guard", "can_pay", "ask ann"),
+    TransitionNotAllowed("pay", "Draft", "no_transition"),
+    HookFailed("on_enter failed", committed=True),
+    RunParked("no such step"),
+    StepFailed("it failed", "charge", 3, "shop:Declined"),
+    StepTimeout("too long"),
+    CompensationFailed(["charge"], [ValueError("no")]),
+    Conflict(3, 4, "o-1"),
+    MissingExtra("pip install 'flowlet[redis]'"),
+]
+
+
+def test_all_names_are_there_and_derive_from_the_root() -> None:
+    for name in errors.__all__:
+        assert issubclass(getattr(errors, name), FlowletError), name
+    classes = {v for v in vars(errors).values() if isinstance(v, type) and issubclass(v, Exception)}
+    assert {c.__name__ for c in classes if c.__module__ == errors.__name__} == set(errors.__all__)
+
+
+TREE = {
+    "DefinitionError": FlowletError,
+    "MachineError": FlowletError,
+    "TransitionNotAllowed": MachineError,
+    "HookFailed": MachineError,
+    "RunError": FlowletError,
+    "RunNotFound": RunError,
+    "IdConflict": RunError,
+    "RunFinished": RunError,
+    "RunParked": RunError,
+    "RunCancelled": RunError,
+    "StepFailed": RunError,
+    "StepTimeout": RunError,
+    "CompensationFailed": RunError,
+    "ApprovalRejected": RunError,
+    "AlreadyDecided": RunError,
+    "HistoryMismatch": RunError,
+    "StoreError": FlowletError,
+    "Conflict": StoreError,
+    "LeaseLost": StoreError,
+    "EncodeError": StoreError,
+    "DecodeError": StoreError,
+    "StoreUnavailable": StoreError,
+    "PayloadTooLarge": StoreError,
+    "ConfigError": FlowletError,
+    "MissingExtra": FlowletError,
+    "FlowletError": Exception,
+}
+
+
+def test_the_tree_is_the_designs() -> None:
+    assert {name: getattr(errors, name).__bases__[0] for name in errors.__all__} == TREE
+
+
+def test_errors_that_are_something_else_as_well() -> None:
+    assert issubclass(StepTimeout, TimeoutError)
+    assert issubclass(MissingExtra, ImportError)
+    assert issubclass(CompensationFailed, ExceptionGroup)
+
+
+@pytest.mark.parametrize("error", SAMPLES, ids=lambda e: type(e).__name__)
+@pytest.mark.parametrize("travel", [copy.copy, lambda e: pickle.loads(pickle.dumps(e))], ids=["copy", "pickle"])  # noqa: S301
+def test_they_travel(error: FlowletError, travel: Any) -> None:
+    back = travel(error)
+    assert type(back) is type(error)
+    assert str(back) == str(error)
+    fields = [n for n in type(error).__annotations__ if not n.startswith("_")]
+    assert [getattr(back, n) for n in fields] == [getattr(error, n) for n in fields]
+
+
+def test_a_definition_error_lists_its_problems() -> None:
+    assert str(DefinitionError(["a: is wrong"])) == "1 problem in the definition:\n  - a: is wrong"
+    error = DefinitionError(["a: is wrong", "b: too"])
+    assert str(error) == "2 problems in the definition:\n  - a: is wrong\n  - b: too"
+    assert error.problems == ("a: is wrong", "b: too")
+
+
+def test_a_refused_event_says_which_of_the_two_it_was() -> None:
+    assert (
+        str(TransitionNotAllowed("pay", "Draft", "guard", "can_pay"))
+        == "event 'pay' was refused in state 'Draft' by guard 'can_pay'"
+    )
+    assert (
+        str(TransitionNotAllowed("pay", "Paid", "no_transition", hint="it is paid"))
+        == "no transition for event 'pay' leaves state 'Paid'; it is paid"
+    )
+
+
+def test_a_conflict_says_what_was_expected_and_found() -> None:
+    assert (Conflict(3, 4, "o-1").expected, Conflict(3, 4, "o-1").actual) == (3, 4)
+    assert "'o-1' is at version 4, not 3" in str(Conflict(3, 4, "o-1"))
+    assert str(Conflict(3, 4)).startswith("it is at version 4")
+
+
+def test_failed_compensations_are_a_group_that_names_the_steps() -> None:
+    error = CompensationFailed(["ship", "charge"], [ValueError("a"), KeyError("b")])
+    assert error.failed == ("ship", "charge")
+    assert "ship" in str(error)
+    assert "charge" in str(error)
+    kept, rest = error.split(ValueError)
+    assert kept is not None
+    assert rest is not None
+    assert isinstance(kept, ExceptionGroup)
+    assert [type(e) for e in rest.exceptions] == [KeyError]
+    with pytest.raises(ExceptionGroup):
+        raise error
