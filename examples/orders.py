@@ -45,12 +45,12 @@ class Line(Struct, frozen=True, forbid_unknown_fields=True):
     """A line of the file; msgspec checks it."""
 
     order: Annotated[str, Meta(pattern=r"^o-\d+$")]
-    customer: Annotated[str, Meta(pattern="@")]
+    customer: Annotated[str, Meta(pattern=r"^[\w.+-]+@[\w.-]+$")]
     sku: Annotated[str, Meta(pattern=r"^[A-Z]+-\d\d$")]
     quantity: Annotated[int, Meta(ge=1)]
     price: Decimal
     currency: Literal["EUR", "GBP", "USD"]
-    card: Annotated[str, Meta(pattern="^tok-")]
+    card: Annotated[str, Meta(pattern=r"^tok-[\w-]+$")]
 
     def __post_init__(self) -> None:
         if not (self.price.is_finite() and self.price > 0):
@@ -77,7 +77,7 @@ def read(path: Path) -> tuple[list[Purchase], list[str]]:
     """Return the orders of a file, and what is wrong with each line that has to be left out."""
     orders: dict[str, Purchase] = {}
     rejected: list[str] = []
-    with path.open(newline="", encoding="utf-8") as file:
+    with path.open(newline="", encoding="utf-8", errors="backslashreplace") as file:
         rows = csv.DictReader(file, restkey="surplus")
         for row in rows:
             try:
@@ -228,7 +228,8 @@ async def recorded_steps(store: str, orders: Sequence[Purchase]) -> set[str]:
     async with Flowlet(store) as viewer:
         for run in (viewer.handle(f"{order.id}:checkout") for order in orders):
             with suppress(RunNotFound):
-                keys |= {f"{run.id}/{key}" for key in (await run.report()).steps}
+                steps = (await run.report()).steps.items()
+                keys |= {f"{run.id}/{key}" for key, step in steps if step.status != "retrying"}
     return keys
 
 
@@ -262,17 +263,17 @@ def show_progress(done: int, total: int) -> None:
 async def serve(options: argparse.Namespace) -> None:
     began = time.perf_counter()
     orders, rejected = read(options.csv)
-    print("\n".join(rejected), file=sys.stderr)
+    for complaint in rejected:
+        print(complaint, file=sys.stderr)
     url, world = f"sqlite:///{options.db}", World(options.effects)
     recorded, done = await recorded_steps(url, orders), world.keys()
 
     flow = Flowlet(CrashingStore(options.db, options.crash_at) if options.crash_at else url, registry=registry)
-    flow.provide(Flowlet, flow)
     flow.provide(World, world)
     async with flow:
         ends = await check_out_all(flow, orders, options.concurrency)
         shipped = [id async for id in flow.machines(Order, state=Order.Shipped)]
-        history = [t async for t in flow.history(orders[0].id)]
+        history = [t for order in orders[:1] async for t in flow.history(order.id)]
     new = await recorded_steps(url, orders) - recorded
     done_now = set(world.keys()[len(done) :])
 
@@ -284,7 +285,7 @@ async def serve(options: argparse.Namespace) -> None:
     print(f"recovered    {len(recorded)} steps of earlier runs; executed again of these: {len(recorded & done_now)}")
     print(f"executed     {len(new)} steps; repeated because a crash hit them: {len(done_now.intersection(done))}")
     print(f"seconds      {time.perf_counter() - began:.2f}")
-    print(f"history of {orders[0].id}:", ", ".join(f"{t.event} ({t.source} -> {t.target})" for t in history))
+    print("the first:  ", ", ".join(f"{t.event} ({t.source} -> {t.target})" for t in history))
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ from flowlet.core.marks import compensate, guard, state, step, transition
 from flowlet.core.retry import Retry
 from flowlet.core.run import Run, current_run, gather
 from flowlet.registry import Registry
-from flowlet.runtime.machine_questions import can, fire, in_state, raise_event
+from flowlet.runtime.machine_questions import available_events, can, fire, in_state, raise_event
 
 __version__ = "0.1.0"
 
@@ -24,6 +24,7 @@ __all__ = [
     "Transition",
     "all_of",
     "any_of",
+    "available_events",
     "can",
     "compensate",
     "current_run",

@@ -6,7 +6,6 @@ may be entered again later, also on another event loop; nested entries count.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar, TypeVarTuple, Unpack, cast, overload
@@ -24,6 +23,7 @@ from flowlet.registry import Registry
 from flowlet.runtime.handle import Handle
 from flowlet.runtime.logs import Log
 from flowlet.runtime.machines import Machines
+from flowlet.runtime.providers import Providers
 from flowlet.runtime.runs import Runs
 from flowlet.runtime.tasks import is_loop_running, loop_token
 from flowlet.store import New, Store, Write
@@ -84,7 +84,8 @@ class Flowlet(Assembler):
         self._lease = seconds(lease, "lease")
         self._grace = seconds(grace, "grace")
         self._log = Log()
-        self._provided: dict[Any, Any] = {}
+        self._providers = Providers()
+        self._providers.add_reference(Flowlet, self)
         self._entered = 0
         self._loop: object = None
         self._runs: Runs | None = None
@@ -131,10 +132,10 @@ class Flowlet(Assembler):
 
     async def _open(self) -> None:
         self._log.refresh()
-        runs = Runs(self.store, self._find_run, self._provide, self._log, self._lease, self._runnable)
-        machines = Machines(
-            self.store, now=runs.now, worker=lambda: runs.worker.id, log=self._log, provide=self._provide
-        )
+        # Nothing below holds this object: a Flowlet that is let go must not be found by direct calls.
+        registry, provide = self._registry, self._providers.provide
+        runs = Runs(self.store, registry.find_run, provide, self._log, self._lease, registry.runnable)
+        machines = Machines(self.store, now=runs.now, worker=lambda: runs.worker.id, log=self._log, provide=provide)
         self._runs, self._machines = runs, machines
         await self._store_definitions()
         await runs.open()
@@ -156,14 +157,6 @@ class Flowlet(Assembler):
                 )
             except Conflict:
                 continue  # another process has just written it
-
-    def _find_run(self, name: str, version: str) -> RunDefinition | None:
-        found = self._registry.definitions.get((name, version))
-        return found if isinstance(found, RunDefinition) else None
-
-    def _runnable(self) -> list[tuple[str, str, str]]:
-        found = self._registry.definitions.values()
-        return [("run", d.name, d.version) for d in found if isinstance(d, RunDefinition)]
 
     @property
     def runs(self) -> Runs:
@@ -361,30 +354,7 @@ class Flowlet(Assembler):
             >>> flow.provide(Gateway, Gateway())
         """
         if len(args) == 2:
-            self._provided[args[0]] = args[1]
+            self._providers.add_value(*args)
             return None
-        factory = args[0]
-        key = inspect.signature(factory, eval_str=True).return_annotation
-        if key is inspect.Signature.empty or inspect.iscoroutinefunction(factory):
-            raise ConfigError(f"{factory!r} must be a plain function whose return annotation is the type it provides")
-        self._provided[key] = _Lazy(factory)
-        return factory
-
-    def _provide(self, annotation: Any) -> Any:
-        try:
-            value = self._provided[annotation]
-        except (KeyError, TypeError):
-            name = getattr(annotation, "__qualname__", repr(annotation))
-            raise ConfigError(f"nothing provides {name}: call flow.provide({name}, value) before the run") from None
-        if isinstance(value, _Lazy):
-            value = self._provided[annotation] = value.factory()
-        return value
-
-
-class _Lazy:
-    """A provided value that is made when it is first needed."""
-
-    __slots__ = ("factory",)
-
-    def __init__(self, factory: Callable[[], Any]) -> None:
-        self.factory = factory
+        self._providers.add_factory(args[0])
+        return args[0]

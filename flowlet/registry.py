@@ -58,6 +58,16 @@ class Registry(BaseRegistry, Assembler):
         """Return the one that runs what is in this registry, or None when there is not just one."""
         return self._flowlets[0]() if len(self._flowlets) == 1 else None
 
+    def find_run(self, name: str, version: str) -> RunDefinition | None:
+        """Return the saga, pipeline ... of this name and version, if it is kept here."""
+        found = self.definitions.get((name, version))
+        return found if isinstance(found, RunDefinition) else None
+
+    def runnable(self) -> list[tuple[str, str, str]]:
+        """Return what runs can be made of, as (kind, name, version)."""
+        found = self.definitions.values()
+        return [("run", d.name, d.version) for d in found if isinstance(d, RunDefinition)]
+
     def _added(self, definition: Any) -> None:
         if isinstance(definition, RunDefinition) and all(home() is not self for home in definition.homes):
             definition.homes.append(weakref.ref(self, definition.homes.remove))
@@ -98,11 +108,12 @@ def _bind_class(cls: type, definition: RunDefinition) -> type:
 async def _run_directly(
     definition: RunDefinition, instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any], run: Run | None
 ) -> Any:
-    flowlet = find_flowlet(definition)
+    runs = find_flowlet(definition).runs  # not the Flowlet: an exception's traceback would keep it alive
     inputs = definition.starter.bind(args, kwargs)
     # Called by a step: the same call finds the same run when the step is tried again.
-    id = None if run is None else run.event_key("run", definition.name)
-    return await flowlet.runs.execute(definition, inputs, id, instance)
+    if run is not None:
+        return await runs.execute_child(definition, inputs, run.event_key("run", definition.name), instance)
+    return await runs.execute(definition, inputs, None, instance)
 
 
 def find_flowlet(definition: RunDefinition) -> Flowlet:
@@ -134,7 +145,7 @@ def _child_step(definition: RunDefinition) -> StepDefinition:
     """Describe a definition as a step of a parent run: starting the child, or finding it, and waiting."""
 
     async def run_child(*args: Any, run: Run) -> Any:
-        return await find_flowlet(definition).runs.execute(definition, args, run.idempotency_key)
+        return await find_flowlet(definition).runs.execute_child(definition, args, run.idempotency_key)
 
     run = Parameter("run", Run, inspect.Parameter.KEYWORD_ONLY, required=False, provided=True)
     return msgspec.structs.replace(

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Optional
 
-from flowlet.core.annotations import read_signature
+import msgspec
+
+from flowlet.core.annotations import Parameter, read_signature
 from flowlet.core.bodies import StepBook, find_class_steps, find_function_steps, find_stray_compensations
+from flowlet.core.codec import Codec
 from flowlet.core.definitions import Context, RunDefinition
 from flowlet.core.faults import Faults
 from flowlet.core.pipeline import OnError, PipelineInterpretation, StepRef, build_plan
@@ -50,7 +53,7 @@ def build_function(
         async def body(program: Program) -> Any:
             return await starter.call(None, inputs, _provided(starter, context, program))
 
-        return SagaInterpretation(title, body, book, context)
+        return SagaInterpretation(starter, body, book, context)
 
     return _definition(kind, title, version, function, starter, book, interpret)
 
@@ -68,7 +71,7 @@ def build_class(kind: str, cls: type, *, name: str | None, version: int, namespa
         faults.add(cls, f"needs `async def __call__(self, ...)`, the body of the {kind}")
         faults.raise_if_any()
     assert call is not None
-    _check_constructor(cls, namespace, faults)
+    constructor = _read_constructor(cls, namespace, faults)
     title = name or cls.__name__
     book = StepBook(title, namespace)
     for mark in find_class_steps(cls, faults):
@@ -84,9 +87,9 @@ def build_class(kind: str, cls: type, *, name: str | None, version: int, namespa
         async def body(program: Program) -> Any:
             return await starter.call(context.instance, inputs, _provided(starter, context, program))
 
-        return SagaInterpretation(title, body, book, context)
+        return SagaInterpretation(starter, body, book, context)
 
-    return _definition(kind, title, version, cls, starter, book, interpret)
+    return _definition(kind, title, version, cls, starter, book, interpret, constructor)
 
 
 def build_saga(
@@ -111,7 +114,7 @@ def build_saga(
                 values.append(await program.perform(wired.step, wired.arguments(inputs, values)))
             return values[-1]
 
-        return SagaInterpretation(name, body, book, context)
+        return SagaInterpretation(wiring.starter, body, book, context)
 
     return _definition("saga", name, version, None, wiring.starter, wiring, interpret)
 
@@ -140,11 +143,14 @@ def build_pipeline(
             faults.add(name, _UNDOES_NOTHING.format(wired.step.name))
     plan = build_plan(wiring, when, on_error, faults)
     faults.raise_if_any()
+    starter = wiring.starter
+    if plan.may_skip:
+        starter = msgspec.structs.replace(starter, result=Codec(Optional[starter.result.type]))  # noqa: UP045 - not every type has `|`
 
     def interpret(context: Context, inputs: tuple[Any, ...]) -> PipelineInterpretation:
         return PipelineInterpretation(plan, inputs, context)
 
-    return _definition("pipeline", name, version, None, wiring.starter, wiring, interpret)
+    return _definition("pipeline", name, version, None, starter, wiring, interpret)
 
 
 def _provided(starter: StepDefinition, context: Context, program: Program) -> dict[str, Any]:
@@ -158,13 +164,15 @@ def _check_version(where: Any, version: object, faults: Faults) -> None:
         faults.add(where, f"version must be a whole number of at least 1, not {version!r}")
 
 
-def _check_constructor(cls: type, namespace: Mapping[str, Any], faults: Faults) -> None:
+def _read_constructor(cls: type, namespace: Mapping[str, Any], faults: Faults) -> tuple[Parameter, ...]:
     """flowlet builds the object, on resume as well, so it must know every argument."""
     if cls.__init__ is object.__init__:  # type: ignore[misc]  # comparing, not calling
-        return
-    for parameter in read_signature(cls.__init__, namespace, faults, method=True).parameters:  # type: ignore[misc]
+        return ()
+    signature = read_signature(cls.__init__, namespace, faults, method=True)  # type: ignore[misc]
+    for parameter in signature.parameters:
         if parameter.required:
             faults.add(cls, f"__init__ parameter {parameter.name!r} is provided by nothing; give it `= provided`")
+    return signature.providers
 
 
 def _check_undo(kind: str, name: str, book: StepBook, faults: Faults) -> None:
@@ -183,6 +191,7 @@ def _definition(
     starter: StepDefinition,
     source: StepBook | Wiring,
     interpret: Any,
+    constructor: tuple[Parameter, ...] = (),
 ) -> RunDefinition:
     if isinstance(source, Wiring):
         steps = {w.step.name: w.step for w in source.steps}
@@ -207,6 +216,7 @@ def _definition(
         interpret=interpret,
         exported=exported,
         homes=[],
+        constructor=constructor,
     )
 
 

@@ -17,7 +17,6 @@ from flowlet.core.faults import Faults, describe
 from flowlet.core.marks import COMPENSATES, CompensationMark, StepMark, step_mark
 from flowlet.core.steps import StepDefinition, build_executable, build_step
 
-
 _NAME_LOADS = ("LOAD_GLOBAL", "LOAD_NAME")
 
 
@@ -41,7 +40,10 @@ class StepBook:
     def learn(self, mark: StepMark, faults: Faults, *, method: bool) -> None:
         """Resolve a step at assembly, noting its faults."""
         if not mark.is_async:
-            faults.add(mark.function, "is a plain def, which a body cannot await; make it async, or assemble steps under a name")
+            faults.add(
+                mark.function,
+                "is a plain def, which a body cannot await; make it async, or assemble steps under a name",
+            )
         if any(mark.name == other.name for other in self.by_mark):
             faults.add(self._name, f"has two steps named {mark.name!r}; rename one with @step(name=...)")
         definition = build_step(mark, self._namespace, faults, method=method)

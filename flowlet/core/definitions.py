@@ -12,6 +12,7 @@ from weakref import ReferenceType
 
 import msgspec
 
+from flowlet.core.annotations import Parameter
 from flowlet.core.engine import CurrentTask, Engine
 from flowlet.core.steps import StepDefinition
 
@@ -28,7 +29,7 @@ class Interpretation(Protocol):
         """Do what the definition says; return the encoded result, or raise why it failed."""
         ...
 
-    async def backward(self, error: Exception) -> Undone:
+    def backward(self, error: Exception) -> Coroutine[Any, Any, Undone]:
         """Undo what was done, after ``forward`` has failed; return what came of it."""
         ...
 
@@ -57,6 +58,7 @@ class RunDefinition(msgspec.Struct, frozen=True, eq=False, kw_only=True):
         starter: the definition seen as a call, which binds and encodes the inputs.
         interpret: makes an `Interpretation` of one run.
         exported: the definition as plain data.
+        constructor: the provided parameters with which the object of a class is built.
         homes: weak references to the registries that keep it, for finding where a direct call runs.
     """
 
@@ -69,6 +71,7 @@ class RunDefinition(msgspec.Struct, frozen=True, eq=False, kw_only=True):
     interpret: Callable[[Context, tuple[Any, ...]], Interpretation]
     exported: dict[str, Any]
     homes: list[ReferenceType[Any]]
+    constructor: tuple[Parameter, ...] = ()
 
     def export(self) -> dict[str, Any]:
         """Return the definition as plain data, as it is stored beside its runs."""

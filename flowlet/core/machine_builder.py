@@ -145,7 +145,7 @@ class _Reading:
         if mark.on_conflict not in ("raise", "retry"):
             self.faults.add(where, f'on_conflict must be "raise" or "retry", not {mark.on_conflict!r}')
         if not mark.sources:
-            self.faults.add(where, "the transition has no source state; give one, several, or \"*\"")
+            self.faults.add(where, 'the transition has no source state; give one, several, or "*"')
         if method.startswith(("on_enter_", "on_exit_")) or method in ("on_transition", "on_load"):
             self.faults.add(where, "a trigger cannot have the name of a hook; rename it")
 

@@ -115,9 +115,7 @@ def read_nothing(machine: Any) -> tuple[Any, ...]:
     return ()
 
 
-def collect_data(
-    cls: type, members: Mapping[str, Any], namespace: Mapping[str, Any], faults: Faults
-) -> DataShape:
+def collect_data(cls: type, members: Mapping[str, Any], namespace: Mapping[str, Any], faults: Faults) -> DataShape:
     """Find the data attributes of a class and prepare their encoding."""
     hints = resolve_hints(cls, namespace, faults)
     given, initial = _defaults(cls), _init_parameters(cls)

@@ -34,9 +34,7 @@ class GuardBinder:
         key = (event, method)
         if key not in self._gates:
             function = self._members.guards.get(GATE + event)
-            self._gates[key] = (
-                None if function is None else self._leaf(GATE + event, function, method, parameters)
-            )
+            self._gates[key] = None if function is None else self._leaf(GATE + event, function, method, parameters)
         return self._gates[key]
 
     def check(self, guard: Any, method: str, parameters: EventParameters) -> Check | None:

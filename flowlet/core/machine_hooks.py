@@ -30,9 +30,7 @@ class HookFunctions(msgspec.Struct, frozen=True, eq=False):
     transition: Any
 
 
-def collect_hooks(
-    cls: type, members: Mapping[str, Any], states: Mapping[str, State], faults: Faults
-) -> HookFunctions:
+def collect_hooks(cls: type, members: Mapping[str, Any], states: Mapping[str, State], faults: Faults) -> HookFunctions:
     """Find the hooks of a class, noting those that name no state."""
     slugs = {state.slug: state.name for state in states.values()}
     enter: dict[str, Any] = {}

@@ -56,6 +56,11 @@ class Plan(msgspec.Struct, frozen=True, eq=False):
     dependents: tuple[tuple[int, ...], ...]
     needs: tuple[int, ...]
 
+    @property
+    def may_skip(self) -> bool:
+        """Whether a step may end without a value."""
+        return any(c is not None for c in self.conditions) or "skip" in self.on_error
+
 
 def build_plan(
     wiring: Wiring,
@@ -198,23 +203,31 @@ class PipelineInterpretation:
     async def forward(self) -> bytes:
         """Run every step whose needs are met; return the last step's encoded value."""
         waiting: dict[Pending, int] = {}
-        while self._ready or waiting:
-            if len(self._ready) == 1 and not waiting:
-                await self._perform_alone(self._ready.popleft())
-                continue
-            while self._ready:
-                index = self._ready.popleft()
-                call = self._call(index)
-                if call is not None:
-                    waiting[self._engine.step(call)] = index
-            if waiting:
-                await self._collect(waiting)
+        try:
+            while self._ready or waiting:
+                await self._go_on(waiting)
+        except Exception:
+            await self._stop(waiting)
+            raise
         last = self._values[-1]
         return encode(None if last is _ABSENT else last, f"the result of {self._plan.wiring.name!r}")
 
     async def backward(self, error: Exception) -> Undone:
         """Undo nothing: a pipeline has no compensation."""
         return Undone()
+
+    async def _go_on(self, waiting: dict[Pending, int]) -> None:
+        """Start what is ready, then wait for the first to end."""
+        if len(self._ready) == 1 and not waiting:
+            await self._perform_alone(self._ready.popleft())
+            return
+        while self._ready:
+            index = self._ready.popleft()
+            call = self._call(index)
+            if call is not None:
+                waiting[self._engine.step(call)] = index
+        if waiting:
+            await self._collect(waiting)
 
     async def _perform_alone(self, index: int) -> None:
         call = self._call(index)
@@ -234,11 +247,7 @@ class PipelineInterpretation:
                 value = await self._engine.value(pending)
                 decoded = self._plan.wiring.steps[index].step.decode(value)
             except Exception as error:
-                try:
-                    await self._failed(index, error)
-                except Exception:
-                    await self._stop(waiting)
-                    raise
+                await self._failed(index, error)
             else:
                 self._done(index, decoded)
 

@@ -18,7 +18,7 @@ from flowlet.core.definitions import Context, Undone
 from flowlet.core.engine import COMPENSATING, Decided, StepCall
 from flowlet.core.failures import Failure, rebuild_failure
 from flowlet.core.run import Program
-from flowlet.core.steps import ERROR, RESULT
+from flowlet.core.steps import ERROR, RESULT, StepDefinition
 
 failure_codec: Codec[Failure] = Codec(Failure)
 
@@ -29,10 +29,10 @@ Body = Callable[[Program], Awaitable[Any]]
 class SagaInterpretation:
     """One run of a saga, however it was spelled."""
 
-    __slots__ = ("_body", "_book", "_context", "_name", "_program")
+    __slots__ = ("_body", "_book", "_context", "_program", "_starter")
 
-    def __init__(self, name: str, body: Body, book: StepBook, context: Context) -> None:
-        self._name = name
+    def __init__(self, starter: StepDefinition, body: Body, book: StepBook, context: Context) -> None:
+        self._starter = starter
         self._body = body
         self._book = book
         self._context = context
@@ -57,7 +57,12 @@ class SagaInterpretation:
             raise rebuild_failure(failure_codec.decode(decision.value, "a recorded failure")) from None
         finally:
             run_context.reset(token)
-        return encode(value, f"the result of {self._name!r}")
+        starter = self._starter
+        what = f"the result of {starter.name!r}"
+        data = encode(value, what)
+        if type(value) is not starter.scalar:
+            starter.result.decode(data, what)  # here a wrong type can still be undone
+        return data
 
     async def backward(self, error: Exception) -> Undone:
         """Undo the completed steps that have a compensation."""

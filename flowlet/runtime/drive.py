@@ -7,21 +7,24 @@ elsewhere: as soon as it suspends with a record unsaved, the record is saved bes
 from __future__ import annotations
 
 from collections.abc import Coroutine, Generator
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from flowlet.runtime.engine import LocalEngine
 
 
-class Drive:
+T = TypeVar("T")
+
+
+class Drive(Generic[T]):
     """Awaitable that runs a coroutine in the awaiting task and watches its suspensions."""
 
     __slots__ = ("_coroutine", "_engine")
 
-    def __init__(self, coroutine: Coroutine[Any, Any, bytes], engine: LocalEngine) -> None:
+    def __init__(self, coroutine: Coroutine[Any, Any, T], engine: LocalEngine) -> None:
         self._coroutine = coroutine
         self._engine = engine
 
-    def __await__(self) -> Generator[Any, Any, bytes]:
+    def __await__(self) -> Generator[Any, Any, T]:
         coroutine, engine = self._coroutine, self._engine
         try:
             waited = coroutine.send(None)
@@ -38,4 +41,4 @@ class Drive:
                 else:
                     waited = coroutine.send(value)
         except StopIteration as stop:
-            return stop.value  # type: ignore[no-any-return]  # a coroutine of bytes
+            return stop.value  # type: ignore[no-any-return]  # a coroutine of T

@@ -31,7 +31,7 @@ from flowlet.core.run_records import (
     StepErred,
 )
 from flowlet.core.steps import digest
-from flowlet.errors import HistoryMismatch, LeaseLost
+from flowlet.errors import HistoryMismatch, RunError
 from flowlet.runtime.journal import Journal
 from flowlet.runtime.steps import Host, StepRunner
 from flowlet.runtime.tasks import Latch, Task, spawn
@@ -44,9 +44,10 @@ class LocalPending(Pending):
         ended: its outcome is in the journal (and may be read).
         launched: its effect may have begun.
         stopping: the interpreter has asked for it to be cancelled.
+        told: its task has posted its outcome.
     """
 
-    __slots__ = ("call", "digest", "ended", "error", "launched", "stopping", "task", "value")
+    __slots__ = ("call", "digest", "ended", "error", "launched", "stopping", "task", "told", "value")
 
     def __init__(self, start: int, call: StepCall) -> None:
         super().__init__(call.key, start)
@@ -55,13 +56,14 @@ class LocalPending(Pending):
         self.ended = False
         self.launched = False
         self.stopping = False
+        self.told = False
         self.task: Task | None = None
         self.value: bytes = b""
         self.error: Exception | None = None
 
 
 class _Notice:
-    """What a step's task posts to the inbox: a record, and for its end the pending's outcome."""
+    """What a step's task posts to the inbox: a record (empty when it is suspended), and for its end the outcome."""
 
     __slots__ = ("error", "pending", "record", "seen", "value")
 
@@ -294,12 +296,7 @@ class LocalEngine:
         """Let nothing happen before what was recorded is durable, and nothing without a lease."""
         if self.journal.pending or self._saving is not None or self.journal.trouble is not None:
             await self._save_all()
-        host = self._host
-        if host.closing:
-            raise Suspended
-        if perf_counter() > host.deadline:
-            self.journal.trouble = LeaseLost(f"the lease on run {self.run_id!r} ran out before it was renewed")
-            raise Suspended
+        self._runner.check_leave()
 
     async def _save_all(self) -> None:
         await self.settle()
@@ -324,7 +321,7 @@ class LocalEngine:
             self._inbox = deque()
         for pending in fresh:
             pending.launched = True
-            pending.task = spawn(self._task_main(pending), self._task_broke(pending))
+            pending.task = spawn(self._task_main(pending), self._task_broke(pending), self._task_over(pending))
         while not self._inbox:
             self._bell = anyio.Event()
             await self._bell.wait()
@@ -349,6 +346,8 @@ class LocalEngine:
         return bool(stopped)
 
     async def _take(self, notice: _Notice) -> None:
+        if not notice.record:  # the step cannot go on here, so the run cannot
+            raise Suspended
         self.journal.pending.append(notice.record)
         if notice.seen is not None:
             await self.journal.commit()
@@ -360,6 +359,7 @@ class LocalEngine:
 
     def _post(self, notice: _Notice) -> None:
         assert self._inbox is not None
+        notice.pending.told = notice.seen is None
         self._inbox.append(notice)
         if self._bell is not None:
             self._bell.set()
@@ -382,13 +382,26 @@ class LocalEngine:
                 value = await self._runner.attempt(pending.start, pending.call, past, persist, records)
             except Exception as error:
                 failure = error
-            except BaseException:
-                if pending.stopping:  # stopped by the interpreter: that is its outcome
-                    self._post(_Notice(pending, self._runner.pack_stopped(pending.start, pending.call)))
-                raise
+            except Suspended:
+                self._post(_Notice(pending, b""))
+                return
             self._post(_Notice(pending, records[-1], value, failure))
 
         return main
+
+    def _task_over(self, pending: LocalPending) -> Callable[[Task], None]:
+        def over(_: Task) -> None:
+            if pending.told:
+                return
+            if pending.stopping:  # stopped by the interpreter, perhaps before it began: that is its outcome
+                self._post(_Notice(pending, self._runner.pack_stopped(pending.start, pending.call)))
+                return
+            error = RunError(f"step {pending.key!r} awaited something that was cancelled elsewhere")
+            records: list[bytes] = []
+            self._runner.record_error(pending.start, pending.call, 0.0, error, records)
+            self._post(_Notice(pending, records[0], None, error))
+
+        return over
 
     def _task_broke(self, pending: LocalPending) -> Callable[[BaseException], None]:
         def report(error: BaseException) -> None:

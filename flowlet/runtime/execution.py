@@ -53,10 +53,6 @@ class ExecutionHost(Host, Protocol):
         """Start a task of flowlet's own."""
         ...
 
-    async def construct(self, target: type) -> Any:
-        """Build the instance of a class definition through its providers."""
-        ...
-
     async def reload(self, execution: Execution) -> Sequence[RunRecord] | None:
         """Read a run's journal again; None when this process has nothing more to do with it."""
         ...
@@ -176,7 +172,8 @@ class Execution:
                 assert isinstance(started, Started)
                 inputs = definition.starter.input.decode(started.input, f"the input of run {self.journal.id!r}")
             if isinstance(definition.target, type) and self._instance is None:
-                self._instance = await self._host.construct(definition.target)
+                arguments = {p.name: self._host.provide(p.annotation) for p in definition.constructor}
+                self._instance = definition.target(**arguments)
             wanted = [p for p in definition.starter.providers if p.annotation is not Run]
             provided = {p.name: self._host.provide(p.annotation) for p in wanted}
         except Exception as error:
@@ -245,7 +242,8 @@ class Execution:
         log = self._host.log
         if log.active and interpretation.undoes:
             log.info("run.compensating", run_id=self.journal.id, definition=self.definition.name, error=repr(error))
-        await self._failed(error, await interpretation.backward(error))
+        assert self._engine is not None
+        await self._failed(error, await Drive(interpretation.backward(error), self._engine))
 
     async def _failed(self, error: Exception, undone: Undone) -> None:
         engine = self._engine
@@ -305,6 +303,8 @@ class Execution:
     def _leave(self, state: State, error: BaseException | None) -> None:
         self.state = state
         self.error = error
+        if error is not None and error.__traceback__ is not None and error.__traceback__.tb_frame.f_code in _OWN:
+            error.__traceback__ = error.__traceback__.tb_next  # its first frame holds this object
         self._host.finished(self)
         self.done.set()
 
@@ -312,6 +312,9 @@ class Execution:
         """Take note of an error in flowlet's own code: the run is left as its journal has it."""
         self._host.log.error("run.broken", run_id=self.journal.id, definition=self.definition.name, error=repr(error))
         self._leave("left", error)
+
+
+_OWN = (Execution.run_here.__code__, Execution.run_aside.__code__)
 
 
 def attach(error: Exception, failed: Sequence[str], errors: Sequence[Exception]) -> Exception:

@@ -6,6 +6,7 @@ one or in none changes only how soon the answer comes.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, Generic, Literal, Protocol, TypeAlias, TypeVar, cast
 
@@ -25,6 +26,7 @@ from flowlet.core.run_records import (
     StepErred,
     StepStopped,
 )
+from flowlet.errors import DecodeError
 from flowlet.store import Head
 
 R_co = TypeVar("R_co", covariant=True)
@@ -189,8 +191,12 @@ def build_report(head: Head, records: Sequence[RunRecord], definition: RunDefini
 
 def _value(record: StepEnded, definition: RunDefinition | None) -> Any:
     """Decode a step's result as its definition says, or to plain data when that is not known here."""
-    step = None if definition is None else definition.steps.get(record.key.partition("#")[0].partition(":")[0])
-    return _anything.decode(record.value, record.key) if step is None else step.decode(record.value)
+    name = record.key.partition("#")[0].partition(":")[0]
+    step = None if definition is None or "~" in record.key else definition.steps.get(name)
+    if step is not None:
+        with contextlib.suppress(DecodeError):  # a result of another type than annotated is what the run failed of
+            return step.decode(record.value)
+    return _anything.decode(record.value, record.key)
 
 
 def _name_failure(failure: Failure) -> str:

@@ -7,7 +7,7 @@ store has acknowledged it the machine is not moved. Whatever leaves the outcome 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -19,44 +19,10 @@ from flowlet.core.codec import encode, pack
 from flowlet.core.machine import MachineDefinition
 from flowlet.core.machine_records import Created, Fold, Moved, Pending, Settled
 from flowlet.core.states import Configuration
-from flowlet.errors import Conflict, DecodeError, EncodeError, HookFailed, MachineError, RunNotFound, StoreUnavailable
-from flowlet.runtime.logs import Log
+from flowlet.errors import Conflict, DecodeError, EncodeError, HookFailed, RunNotFound, StoreUnavailable
+from flowlet.runtime.machine_office import ACTIVE, FINAL, KIND, Busy, Office
 from flowlet.runtime.turns import Raised, Turn
-from flowlet.store import Claims, New, Store, Stored, Write
-
-KIND = "machine"
-ACTIVE, FINAL = "active", "final"
-
-
-class Busy(Conflict):
-    """Another process is in the middle of handling an event of this machine."""
-
-    def __str__(self) -> str:
-        return f"{self.id!r} is handling an event in another process, which holds its lease; try again when it is done"
-
-
-class Office(msgspec.Struct, frozen=True, eq=False):
-    """What the bonds of one `Machines` share.
-
-    Attributes:
-        now: the store's clock, in seconds since the epoch.
-        worker: returns the worker id with a live heartbeat, which owns leases.
-        token: a number that no other writer has.
-        provide: returns what is provided for an annotation; None when nothing is.
-    """
-
-    store: Store
-    now: Callable[[], float]
-    worker: Callable[[], str]
-    token: int
-    log: Log
-    provide: Callable[[Any], Any] | None
-
-    def provided(self, annotation: Any, what: str) -> Any:
-        """Return what is provided for an annotation; ``what`` names who asks."""
-        if self.provide is None:
-            raise MachineError(f"{what} is to be provided, and nothing is; use flow.provide")
-        return self.provide(annotation)
+from flowlet.store import Claims, New, Stored, Write
 
 
 class Bond:
@@ -136,8 +102,8 @@ class Bond:
         )
         try:
             await office.store.append((write,))
-        except (Conflict, StoreUnavailable) as error:
-            if (isinstance(error, Conflict) and error.actual != 1) or not await self._is_mine(record.token):
+        except (Conflict, StoreUnavailable):
+            if not await self._is_mine(write.records[0]):
                 raise
         self.advance(values, data, ())
 
@@ -437,4 +403,3 @@ class Bond:
 
 def _pending(raised: Sequence[Raised]) -> tuple[Pending, ...]:
     return tuple([Pending(r.event, r.method, r.arguments) for r in raised])
-

@@ -28,7 +28,7 @@ def install_machine(definition: MachineDefinition) -> type:
         setattr(cls, method, make_trigger(definition, method))
     setattr(cls, DEFINITION, definition)
     if cls is definition.cls:
-        setattr(cls, "__new__", _new_for(cls))
+        cls.__new__ = _new_for(cls)  # type: ignore[method-assign]
     return cls
 
 
@@ -94,5 +94,5 @@ def _new_for(cls: type) -> Any:
 
     setattr(__new__, MADE_HERE, True)
     # What `inspect.signature` shows of the class.
-    setattr(__new__, "__wrapped__", inspect.getattr_static(cls, "__init__") if plain else own)
+    __new__.__wrapped__ = inspect.getattr_static(cls, "__init__") if plain else own  # type: ignore[attr-defined]
     return __new__

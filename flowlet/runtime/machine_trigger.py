@@ -58,9 +58,7 @@ def make_trigger(definition: MachineDefinition, method: str) -> Callable[..., An
 # The two functions below are the same but for the arguments, whose handing on would cost the first a third
 # of its time. Their order of things is that of `machine_driver.follow`. Nothing in them waits, so nobody
 # else runs before the turn is over, and a failure before the commit may simply end it.
-def _alone(
-    definition: MachineDefinition, table: Plans, ways: Ways, event: str
-) -> Callable[..., Any]:
+def _alone(definition: MachineDefinition, table: Plans, ways: Ways, event: str) -> Callable[..., Any]:
     find, find_waiting, find_stored = ways.quick.get, ways.waiting.get, ways.stored.get
     run = run_context.get
 
@@ -122,9 +120,7 @@ def _alone(
     return trigger
 
 
-def _with_arguments(
-    definition: MachineDefinition, table: Plans, ways: Ways, event: str
-) -> Callable[..., Any]:
+def _with_arguments(definition: MachineDefinition, table: Plans, ways: Ways, event: str) -> Callable[..., Any]:
     find, find_waiting, find_stored = ways.quick.get, ways.waiting.get, ways.stored.get
     run = run_context.get
 

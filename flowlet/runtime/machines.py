@@ -19,9 +19,10 @@ from flowlet.core.machine_data import DataShape, unknown_data
 from flowlet.core.machine_records import Fold, Moved, read_record, transition_of
 from flowlet.errors import Conflict, DefinitionError, IdConflict, MachineError, RunNotFound
 from flowlet.runtime.logs import Log
-from flowlet.runtime.machine_bond import KIND, Bond, Busy, Office
+from flowlet.runtime.machine_bond import Bond
 from flowlet.runtime.machine_driver import continue_raised
 from flowlet.runtime.machine_install import definition_of
+from flowlet.runtime.machine_office import KIND, Busy, Office
 from flowlet.runtime.turns import Turn, depart, leave, move, take
 from flowlet.store import Head, Store, Stored
 

@@ -13,10 +13,9 @@ from typing import Any
 
 import anyio
 
-from flowlet.core.annotations import read_signature
 from flowlet.core.codec import pack
 from flowlet.core.definitions import RunDefinition
-from flowlet.core.faults import Faults
+from flowlet.core.engine import Suspended
 from flowlet.core.run_records import Ended, Parked, RunRecord, Started, run_record_codec
 from flowlet.core.steps import Provide
 from flowlet.errors import (
@@ -25,6 +24,7 @@ from flowlet.errors import (
     FlowletError,
     IdConflict,
     LeaseLost,
+    RunError,
     RunFinished,
     RunNotFound,
     RunParked,
@@ -42,6 +42,8 @@ from flowlet.store import Head, New, Store, Stored, Write
 Find = Callable[[str, str], RunDefinition | None]
 
 _PAGE = 500
+_PASSING = (StoreUnavailable, LeaseLost, Conflict)
+"""Troubles with the store after which a run may go on here, if it is still ours."""
 
 
 class Runs:
@@ -67,7 +69,7 @@ class Runs:
         self.deadline = 0.0
         self.epoch = 0.0
         self.current_task: Callable[[], object] = _no_task
-        self.worker = Worker(store, lease, log, kinds, self._adopt, self._recover, self._renewed)
+        self.worker = Worker(store, lease, log, kinds, self._adopt, self._recover, self._renewed, self._leave_taken)
 
     # -------------------------------------------------------------- opening and closing
     def now(self) -> float:
@@ -76,6 +78,13 @@ class Runs:
 
     def _renewed(self, deadline: float) -> None:
         self.deadline = deadline
+
+    async def _leave_taken(self) -> None:
+        """Let no run go on that somebody else took while the lease had run out; no effect begins meanwhile."""
+        for id, execution in list(self.live.items()):
+            stored = await self._store.load(id, limit=0)
+            if stored is not None and stored.head.fence != execution.journal.fence and execution.journal.version:
+                execution.journal.trouble = LeaseLost(f"run {id!r} was taken over while this process was held up")
 
     async def open(self) -> None:
         """Measure the store's clock, begin to heartbeat, and take up unfinished runs."""
@@ -115,7 +124,7 @@ class Runs:
         created = await self._create(definition, inputs, id)
         if isinstance(created, str):
             return Handle(created, self, definition)
-        execution, started = created
+        execution, started, _ = created
         self._spawn_run(execution, (started,))
         return Handle(execution.journal.id, self, definition)
 
@@ -123,27 +132,70 @@ class Runs:
         self, definition: RunDefinition, inputs: tuple[Any, ...], id: str | None, instance: Any = None
     ) -> Any:
         """Run a definition in the caller's task, or wait for the run that has the id."""
+        created: Any
         if id is None and not self._durable:
-            execution, started = self._create_unseen(definition, inputs, instance)
+            created = self._create_unseen(definition, inputs, instance)
         else:
             created = await self._create(definition, inputs, id, instance)
             if isinstance(created, str):
                 return await self.result(created, definition)
-            execution, started = created
-        starter = definition.starter
-        await execution.run_here(starter.input.decode(started.input, f"the input of {definition.name!r}"), (started,))
-        if execution.state == "ended" and execution.error is None:
-            assert execution.value is not None
-            return starter.decode(execution.value)
-        return await self._outcome(execution)
+        execution, started, given = created
+        await execution.run_here(given, (started,))
+        error, value = execution.error, execution.value
+        if isinstance(error, (Conflict, LeaseLost)):
+            return await self.result(execution.journal.id, definition)
+        if error is not None:
+            del execution, created  # what is raised holds this frame, which must not hold what holds it
+            raise error
+        assert value is not None
+        return definition.starter.decode(value)
+
+    async def execute_child(
+        self, definition: RunDefinition, inputs: tuple[Any, ...], id: str, instance: Any = None
+    ) -> Any:
+        """Execute a run for a step of another; what only holds it up holds up that step, and fails nothing.
+
+        Raises:
+            Suspended: this process stops before the child has ended.
+        """
+        seen = -1
+        while True:
+            try:
+                return await self.execute(definition, inputs, id, instance)
+            except IdConflict:
+                raise
+            except Exception as error:
+                if not await self._is_open(id):
+                    raise
+                if self.closing:
+                    raise Suspended from error
+            seen = await self._store.watch(seen, 1.0)
+
+    async def _is_open(self, id: str) -> bool:
+        """Tell whether a run exists and has not ended, as far as can be told."""
+        try:
+            stored = await self._store.load(id, limit=0)
+        except StoreUnavailable:
+            return True
+        return stored is not None and stored.head.closed is None
 
     def _create_unseen(
         self, definition: RunDefinition, inputs: tuple[Any, ...], instance: Any
-    ) -> tuple[Execution, Started]:
+    ) -> tuple[Execution, Started, tuple[Any, ...]]:
         """Create a run whose first append may wait until somebody can see it: new id, no process to survive."""
         id = self._ids.next()
-        data = definition.starter.encode_input(inputs)
+        starter = definition.starter
+        data = starter.encode_input(inputs)
+        given = starter.input.decode(data, f"the input of {definition.name!r}")
         started = Started(definition.name, definition.version, data, self.now())
+        journal = self._new_journal(id, definition, started)
+        execution = self.live[id] = Execution(self, definition, journal, instance)
+        if self.log.active:
+            self.log.info("run.started", run_id=id, definition=definition.name)
+        return execution, started, given
+
+    def _new_journal(self, id: str, definition: RunDefinition, started: Started) -> Journal:
+        """Make the journal of a run that is yet to be created, with its first record."""
         write = Write(
             id=id,
             expect=0,
@@ -154,40 +206,37 @@ class Runs:
         )
         journal = Journal(self._store, id, 0, 1, write)
         journal.pending.append(pack(started))
-        execution = self.live[id] = Execution(self, definition, journal, instance)
-        if self.log.active:
-            self.log.info("run.started", run_id=id, definition=definition.name)
-        return execution, started
+        return journal
 
     async def _create(
         self, definition: RunDefinition, inputs: tuple[Any, ...], id: str | None, instance: Any = None
-    ) -> tuple[Execution, Started] | str:
+    ) -> tuple[Execution, Started, tuple[Any, ...]] | str:
         starter = definition.starter
         data = starter.encode_input(inputs)
-        starter.input.decode(data, f"the input of {definition.name!r}")
+        given = starter.input.decode(data, f"the input of {definition.name!r}")
         run_id = self._ids.next() if id is None else _checked(id)
         if run_id in self.live:
             await self._check_same(run_id, definition, data)
             return run_id
         started = Started(definition.name, definition.version, data, self.now())
-        write = Write(
-            id=run_id,
-            expect=0,
-            create=New("run", definition.name, definition.version),
-            records=(pack(started),),
-            status="running",
-            wake=0.0,
-            owner=self.worker.id,
-        )
+        journal = self._new_journal(run_id, definition, started)
         try:
-            await self._store.append((write,))
-        except Conflict:
+            await journal.commit()
+        except Suspended:
+            pass
+        except BaseException:
+            self._orphans.add(run_id)  # cancelled: it may have been stored, and then it is ours to run
+            raise
+        if isinstance(journal.trouble, Conflict):
             await self._check_same(run_id, definition, data)
             return run_id
-        execution = self.live[run_id] = Execution(self, definition, Journal(self._store, run_id, 1, 1), instance)
+        if journal.trouble is not None:
+            self._orphans.add(run_id)
+            raise journal.trouble
+        execution = self.live[run_id] = Execution(self, definition, journal, instance)
         if self.log.active:
             self.log.info("run.started", run_id=run_id, definition=definition.name)
-        return execution, started
+        return execution, started, given
 
     async def _check_same(self, id: str, definition: RunDefinition, data: bytes) -> None:
         stored = await self._load(id, limit=1)
@@ -218,9 +267,9 @@ class Runs:
     async def _recover(self) -> None:
         """Set the clock again, and take up what was left while the store was down: its leases are ours still."""
         await self._set_clock()
-        orphans, self._orphans = self._orphans, set()
-        for id in orphans - self.live.keys():
+        for id in self._orphans - self.live.keys():
             stored = await self._store.load(id, limit=1)
+            self._orphans.discard(id)
             if stored is not None and stored.head.owner == self.worker.id and stored.head.closed is None:
                 await self._adopt((stored.head,))
 
@@ -263,24 +312,18 @@ class Runs:
         return [self._decode(journal.id, n, r) for n, r in enumerate(stored.records, 1)]
 
     def finished(self, execution: Execution) -> None:
-        """Forget an execution; one that the store's absence has stopped is taken up later."""
+        """Forget an execution; one that trouble with the store has stopped is taken up later, if it is still ours."""
         self.live.pop(execution.journal.id, None)
-        if execution.state == "left" and isinstance(execution.error, StoreUnavailable):
+        if execution.state == "left" and isinstance(execution.error, _PASSING):
             self._orphans.add(execution.journal.id)
-
-    async def construct(self, target: type) -> Any:
-        """Build the object of a class definition."""
-        if target.__init__ is object.__init__:  # type: ignore[misc]  # comparing, not calling
-            return target()
-        faults = Faults()
-        signature = read_signature(target.__init__, {}, faults, method=True)  # type: ignore[misc]
-        faults.raise_if_any()
-        return target(**{p.name: self.provide(p.annotation) for p in signature.parameters if p.provided})
 
     # -------------------------------------------------------------- for handles
     async def head(self, id: str) -> Head:
         """Return a run's head."""
-        return (await self._load(id, limit=0)).head
+        head = (await self._load(id, limit=0)).head
+        if head.kind != "run":
+            raise RunNotFound(f"{id!r} is a {head.kind} of {head.definition!r}, not a run")
+        return head
 
     async def records(self, id: str) -> Sequence[RunRecord]:
         """Return a run's records."""
@@ -308,11 +351,17 @@ class Runs:
             execution = self.live.get(id)
             if execution is not None:
                 await execution.done.wait()
-                if execution.state != "left" or not isinstance(execution.error, (Conflict, LeaseLost)):
-                    return await self._outcome(execution)
+                error, value, starter = execution.error, execution.value, execution.definition.starter
+                del execution  # what is raised from here holds this frame, and must not hold what holds it
+                if value is not None:
+                    return starter.decode(value)
+                if error is not None and not isinstance(error, (Conflict, LeaseLost)):
+                    raise error
             head = await self.head(id)
             if head.closed is not None or head.status == "parked":
                 return await self._recorded_outcome(head, definition or self.definition_of(head))
+            if self.closing:
+                raise RunError(f"run {id!r} has not ended; ask again when its Flowlet is entered again")
             seen = await self._store.watch(seen, 1.0)
 
     async def resume(self, id: str) -> None:
@@ -325,15 +374,6 @@ class Runs:
         await self._store.append((Write(id=id, expect=head.version, status="running", wake=0.0),))
         claims = await self._store.claim(self.worker.id, ids=(id,))
         await self._adopt(claims.heads)
-
-    async def _outcome(self, execution: Execution) -> Any:
-        """Return or raise what came of an execution in this process."""
-        if isinstance(execution.error, (Conflict, LeaseLost)):
-            return await self.result(execution.journal.id, execution.definition)
-        if execution.error is not None:
-            raise execution.error
-        assert execution.value is not None
-        return execution.definition.starter.decode(execution.value)
 
     async def _recorded_outcome(self, head: Head, definition: RunDefinition | None) -> Any:
         stored = await self._load(head.id, after=head.version - 1)

@@ -19,7 +19,7 @@ from flowlet.core.failures import Failure, describe_failure
 from flowlet.core.run import Run
 from flowlet.core.run_records import AttemptErred
 from flowlet.core.steps import UNENCODABLE, Provide, digest
-from flowlet.errors import EncodeError, PayloadTooLarge, StepTimeout
+from flowlet.errors import EncodeError, LeaseLost, PayloadTooLarge, StepTimeout
 from flowlet.runtime.journal import Journal
 from flowlet.runtime.logs import Log
 
@@ -95,7 +95,20 @@ class StepRunner:
             return 1, perf_counter()
         first, last = past[0], past[-1]
         await anyio.sleep(max(0.0, last.at + last.delay - self.tick()))
+        self.check_leave()
         return last.attempt + 1, first.at - first.seconds - self._host.epoch
+
+    def check_leave(self) -> None:
+        """Let no effect begin in a process that wants to stop, or without a lease.
+
+        Raises:
+            Suspended: it may not.
+        """
+        journal, host = self._journal, self._host
+        if journal.trouble is None and perf_counter() > host.deadline:
+            journal.trouble = LeaseLost(f"the lease on run {journal.id!r} ran out before it was renewed")
+        if host.closing or journal.trouble is not None:
+            raise Suspended
 
     async def _invoke(self, call: StepCall) -> Any:
         """Call the user's function once, in a thread if it is a plain def, within its timeout."""
@@ -141,15 +154,17 @@ class StepRunner:
             if call.definition.retry is not None:
                 from flowlet.runtime.retrying import next_delay
 
-                delay = next_delay(call.definition.retry, call.attempt, error, ended - began)
+                try:
+                    delay = next_delay(call.definition.retry, call.attempt, error, ended - began)
+                except Exception as broken:  # a stop, wait or retry of the user's own
+                    error = broken
             if delay is None:
-                self._record_error(start, call, ended - attempt_began, error, records)
+                self.record_error(start, call, ended - attempt_began, error, records)
                 raise error
             await persist(self._pack("a", start, call, ended - attempt_began, delay, describe_failure(error)))
             self._log_retry(call, delay, error)
             await anyio.sleep(delay)
-            if self._host.closing:
-                raise Suspended
+            self.check_leave()
             call.begin(call.attempt + 1)
             attempt_began = perf_counter()
             token = run_context.set(call)
@@ -191,6 +206,8 @@ class StepRunner:
         try:
             value = pack(result)
         except UNENCODABLE as error:
+            if call.definition.result.type is Any:  # a compensation, whose result nobody reads
+                return self.record_value(start, call, began, None, records)
             problem: Exception = EncodeError(
                 f"the result of step {call.key!r} cannot be stored: {error}; return msgspec types (Struct, "
                 "dataclass, datetime, list ...)"
@@ -214,12 +231,13 @@ class StepRunner:
                 f"the result of step {call.key!r} has {len(value)} bytes, the store takes {limit}; keep it elsewhere "
                 "and return a reference"
             )
-        self._record_error(start, call, perf_counter() - began, problem, records)
+        self.record_error(start, call, perf_counter() - began, problem, records)
         raise problem
 
-    def _record_error(
+    def record_error(
         self, start: int, call: StepCall, seconds: float, error: Exception, records: list[bytes] | None
     ) -> None:
+        """Record the failure of a step."""
         record = self._pack("e", start, call, seconds, self.describe(error))
         (self._journal.pending if records is None else records).append(record)
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def on_trio() -> bool:
     """Tell whether the code runs under trio, without importing it."""
     trio = sys.modules.get("trio")
-    return trio is not None and bool(trio.lowlevel.in_trio_run())
+    return trio is not None and bool(trio.lowlevel.in_trio_task())
 
 
 def is_loop_running() -> bool:

@@ -80,7 +80,9 @@ def is_inside(turn: Turn) -> bool:
 def refuse_inside(event: str | None) -> None:
     """Raise for an event that is awaited by its own machine's callbacks, or a load by its own ``on_load``."""
     if event is None:
-        raise MachineError("a machine cannot be loaded or created by its own on_load: it would wait for itself for ever")
+        raise MachineError(
+            "a machine cannot be loaded or created by its own on_load: it would wait for itself for ever"
+        )
     raise MachineError(
         f"event {event!r} was awaited inside a callback of the same machine, which would wait for itself for ever; "
         f"write raise_event(self.{event}), which is handled after this transition"

@@ -22,6 +22,9 @@ from flowlet.store import Head, Store
 _LEAST_PAUSE = 0.05
 """Seconds between two looks for work, however much the store changes."""
 
+_PEERS_EVERY = 0.25
+"""Seconds between two looks at whether the peers of this host live."""
+
 Adopt = Callable[[Sequence[Head]], Awaitable[None]]
 
 
@@ -34,6 +37,7 @@ class Worker:
         adopt: takes over what was claimed.
         recovered: called after each heartbeat that worked.
         renewed: told the local time, of ``perf_counter``, up to which the leases surely hold.
+        lapsed: called before that when the lease had run out, so that others may have taken what was held.
 
     Attributes:
         id: the worker's identity in the store.
@@ -48,6 +52,7 @@ class Worker:
         adopt: Adopt,
         recovered: Callable[[], Awaitable[None]],
         renewed: Callable[[float], None],
+        lapsed: Callable[[], Awaitable[None]],
     ) -> None:
         self._store = store
         self._lease = lease
@@ -56,6 +61,9 @@ class Worker:
         self._adopt = adopt
         self._recovered = recovered
         self._renewed = renewed
+        self._lapsed = lapsed
+        self._deadline = float("inf")
+        self._peers: Sequence[str] = ()
         self.id = new_worker_id()
         self._presence = Presence(self.id)
         self._wake: float | None = None
@@ -94,12 +102,21 @@ class Worker:
 
     async def _beat(self) -> None:
         before = perf_counter()
-        peers = await self._store.heartbeat(self.id, self._lease)
-        self._renewed(before + self._lease)
-        for peer in peers:
-            if self._presence.is_dead(peer):
-                self._log.warning("worker.dead", worker=peer)
-                await self._store.release(peer)
+        self._peers = await self._store.heartbeat(self.id, self._lease)
+        if perf_counter() > self._deadline:
+            await self._lapsed()
+        self._deadline = before + self._lease
+        self._renewed(self._deadline)
+        await self._release_dead()
+
+    async def _release_dead(self) -> bool:
+        """Give back what dead peers of this host held; tell whether there were any."""
+        dead = [peer for peer in self._peers if self._presence.is_dead(peer)]
+        self._peers = [peer for peer in self._peers if peer not in dead]
+        for peer in dead:
+            self._log.warning("worker.dead", worker=peer)
+            await self._store.release(peer)
+        return bool(dead)
 
     async def _look(self) -> None:
         claims = await self._store.claim(self.id, definitions=self._definitions())
@@ -117,13 +134,22 @@ class Worker:
                     await self._beat()
                     await self._recovered()
                 await self._look()
-                seen = await self._store.watch(seen, await self._patience(next_beat))
+                seen = await self._watch(seen, next_beat)
             except LeaseLost:
                 next_beat = 0.0  # the lease ran out while this process slept: say again that it lives
             except StoreUnavailable as error:
                 self._log.warning("store.unavailable", error=str(error))
                 await anyio.sleep(min(1.0, self._lease / 10))
             await anyio.sleep(_LEAST_PAUSE)
+
+    async def _watch(self, seen: int, next_beat: float) -> int:
+        """Wait for a change in the store, the death of a peer, or something that falls due."""
+        while True:
+            patience = await self._patience(next_beat)
+            brief = min(patience, _PEERS_EVERY) if self._peers else patience
+            count = await self._store.watch(seen, brief)
+            if count != seen or brief == patience or await self._release_dead():
+                return count
 
     async def _patience(self, next_beat: float) -> float:
         """Return the seconds until the next heartbeat, or until something falls due before it."""

@@ -27,6 +27,13 @@ HEAD = """
 """
 """The columns of `flowlet.store.Head`, in its order. CROSS: heads first, whatever the planner believes."""
 
+_MANY_RECORDS = 500
+_WEIGH = """
+    SELECT (SELECT total(length(data)) FROM records WHERE n = :n AND seq > :after)
+        + (SELECT total(length(data)) FROM snapshots WHERE n = :n)
+        + (SELECT total(length(payload)) FROM signals WHERE n = :n)
+"""
+
 
 class TooLong(Exception):
     """There is more to read than was allowed."""
@@ -72,7 +79,7 @@ def load(
     """Read an entity; see `flowlet.store.Store.load`.
 
     Args:
-        most: give up with `TooLong` when the records have more bytes than this.
+        most: give up with `TooLong` when there are more bytes than this, or many records.
     """
     with _snapshot(connection):
         found = connection.execute(HEAD + " WHERE h.id = ?", (id,)).fetchone()
@@ -80,29 +87,30 @@ def load(
             return None
         head = head_of(found)
         n = (head.order,)
-        records = _records(connection, head, after, limit, most)
+        if most is not None:
+            _weigh(connection, head, after, most)
+        records = _records(connection, head, after, limit)
         snapshot = connection.execute("SELECT version, data FROM snapshots WHERE n = ?", n).fetchone() or (0, None)
         text = "SELECT topic, payload, message_id, number FROM signals WHERE n = ? ORDER BY number"
         signals = tuple(Signal(*row) for row in connection.execute(text, n)) if head.inbox else ()
     return Stored(head=head, records=records, snapshot=snapshot[1], snapshot_version=snapshot[0], signals=signals)
 
 
-def _records(
-    connection: sqlite3.Connection, head: Head, after: int, limit: int | None, most: int | None
-) -> tuple[bytes, ...]:
+def _weigh(connection: sqlite3.Connection, head: Head, after: int, most: int) -> None:
+    if head.version - after > _MANY_RECORDS:
+        raise TooLong
+    # SQLite knows a length from the row's header: the pages of a large value are not read for it.
+    values = {"n": head.order, "after": after}
+    if connection.execute(_WEIGH, values).fetchone()[0] > most:
+        raise TooLong
+
+
+def _records(connection: sqlite3.Connection, head: Head, after: int, limit: int | None) -> tuple[bytes, ...]:
     if after >= head.version:
         return ()
     text = "SELECT data FROM records WHERE n = ? AND seq > ? ORDER BY seq LIMIT ?"
     rows = connection.execute(text, (head.order, after, -1 if limit is None else limit))
-    if most is None:
-        return tuple(row[0] for row in rows)
-    records: list[bytes] = []
-    for (data,) in rows:
-        most -= len(data) + 64  # many small ones take their time, too
-        if most < 0:
-            raise TooLong
-        records.append(data)
-    return tuple(records)
+    return tuple(row[0] for row in rows)
 
 
 def scan(connection: sqlite3.Connection, page: Page) -> Sequence[Head]:
@@ -140,7 +148,7 @@ def _branch(connection: sqlite3.Connection, page: Page, c: int, status: str | No
 
 
 def _catalogued(connection: sqlite3.Connection, page: Page) -> list[int]:
-    text = "SELECT c FROM catalog WHERE (?1 IS NULL OR kind = ?1) AND (?2 IS NULL OR definition = ?2)"
+    text = "SELECT c FROM catalog WHERE kind = coalesce(?, kind) AND definition = coalesce(?, definition)"
     return [row[0] for row in connection.execute(text, (page.kind, page.definition))]
 
 

@@ -99,6 +99,7 @@ def connect_writer(path: str, synchronous: str) -> sqlite3.Connection:
         # The text is one of two constants: a PRAGMA takes no parameters.
         connection.execute("PRAGMA synchronous = FULL" if synchronous == "FULL" else "PRAGMA synchronous = NORMAL")
         connection.execute("PRAGMA fullfsync = ON")  # on macOS, fsync alone leaves the data in the drive's cache
+        connection.execute("PRAGMA wal_autocheckpoint = 0")  # the writer says when, and in which thread
         connection.execute("PRAGMA journal_size_limit = 67108864")
         if version == 0:
             _create(connection, path)

@@ -30,6 +30,9 @@ __all__ = ["Writer", "patience"]
 _MOST_ROWS = 10_000
 """Heads that are remembered from batch to batch; a few megabytes."""
 
+_LONG_LOG = 1000
+"""Pages; SQLite's own measure, too."""
+
 
 class _Busy(Exception):
     """Another process holds the lock; nothing was done."""
@@ -69,6 +72,7 @@ class Writer:
         self._connection: sqlite3.Connection | None = None
         self._data_version = -1
         self._has_news = False  # something was committed that those who watch have not been told of
+        self._log_pages = 0  # written to the write-ahead log since it was shortened, about
         self._rows: Rows = {}
 
     # Called on an event loop --------------------------------------------------------------------
@@ -89,7 +93,7 @@ class Writer:
         if not self._lock.acquire(blocking=False):
             return None
         try:
-            if self._connection is None:
+            if self._connection is None or self._log_pages > _LONG_LOG:
                 return None
             self._do(requests, self._note_here)
             return self._take_news()
@@ -128,6 +132,7 @@ class Writer:
         news = self._take_news()
         for turn, group in itertools.groupby(requests, key=attrgetter("turn")):
             turn.finished(list(group), news)
+        self._shorten_log()
         return not is_over
 
     def _do_patiently(self, requests: Sequence[Request]) -> None:
@@ -141,6 +146,18 @@ class Writer:
         for request in requests:
             if not request.done:
                 request.error, request.done = locked(self._path, self._busy_timeout), True
+
+    def _shorten_log(self) -> None:
+        """Copy a long write-ahead log into the database, so that it can begin again from the front.
+
+        Here and not in SQLite's own time, which would be in some commit and perhaps in an event loop's
+        thread; and after the outcomes are told, which do not depend on it.
+        """
+        with self._lock:
+            if self._connection is not None and self._log_pages > _LONG_LOG:
+                self._log_pages = 0
+                with suppress(sqlite3.Error):  # somebody still reads from it: it is tried again
+                    self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
 
     def _close(self) -> None:
         with self._lock:
@@ -208,6 +225,7 @@ class Writer:
         connection.execute("COMMIT")
         note(time.monotonic() - began, len(requests))
         self.commits += 1
+        self._log_pages += 2 + 2 * len(requests) + sum(request.size for request in requests) // 2048
         self._has_news |= batch.notable
 
     def _note_here(self, seconds: float, requests: int) -> None:

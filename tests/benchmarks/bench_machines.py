@@ -28,7 +28,7 @@ from flowlet.runtime.machine_install import install_machine
 from flowlet.runtime.machines import Machines
 from flowlet.stores.memory import MemoryStore
 
-ROUNDS, LOOPS = 15, 20_000
+ROUNDS, LOOPS = 200, 1_000
 Loop = Callable[[int], Awaitable[None]]
 
 
@@ -352,12 +352,13 @@ async def durable() -> None:
 
 
 async def main() -> None:
-    await compare("storeless, guard + hook", 1.4, calling(ByHand().switch), calling(Lamp().switch))
-    await compare(
-        "the same, by hand with a body of its own", 0, calling(ByHand().switch_calling), calling(Lamp().switch)
-    )
+    await compare("storeless: guard, body, hook", 1.4, calling(ByHand().switch_calling), calling(Lamp().switch))
+    await compare("the same, by hand with the body inlined", 0, calling(ByHand().switch), calling(Lamp().switch))
     await compare("storeless, with an argument", 0, calling_by(ByHand().switch_by), calling_by(Lamp().switch_by))
-    await compare("storeless, callbacks that await", 2.0, calling(WaitingByHand().switch), calling(Waiting().switch))
+    await compare("storeless, callbacks that await", 0, calling(WaitingByHand().switch), calling(Waiting().switch))
+    Waiting.pause = WaitingByHand.pause = True
+    both = calling(WaitingByHand().switch), calling(Waiting().switch)
+    await compare("storeless, callbacks that suspend", 2.0, *both, loops=200)
     machines = Machines(MemoryStore(), now=time.time, worker="bench", log=Log())
     stored = await machines.create(Lamp)
     await compare("MemoryStore, with its record", 1.7, calling(RecordingByHand().switch), calling(stored.switch))

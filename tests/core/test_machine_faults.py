@@ -41,7 +41,6 @@ def fault(*sentences: str, **settings: Any) -> Callable[[Build], Build]:
     return register
 
 
-
 class Base:
     """A machine without fault, to be spoilt by subclasses."""
 
@@ -73,7 +72,9 @@ def test_a_sound_machine_has_no_faults() -> None:
 
 
 # States ----------------------------------------------------------------------------------------------
-@fault("no_states.<locals>.Case: it has no states; mark nested classes with @state, or use an Enum of state(...) values")
+@fault(
+    "no_states.<locals>.Case: it has no states; mark nested classes with @state, or use an Enum of state(...) values"
+)
 def no_states() -> type:
     class Case: ...
 
@@ -232,7 +233,10 @@ class Two(enum.Enum):
     C = state(final=True)
 
 
-@fault("Case: its states are in more than one Enum (One and Two); put them into one", "Case.go: target state 'C' does not exist")
+@fault(
+    "Case: its states are in more than one Enum (One and Two); put them into one",
+    "Case.go: target state 'C' does not exist",
+)
 def two_enums() -> type:
     class Case:
         @transition(One.A, Two.C)
@@ -507,7 +511,7 @@ def trigger_like_a_hook() -> type:
     return Case
 
 
-@fault("Case.lose: on_conflict must be \"raise\" or \"retry\", not 'again'")
+@fault('Case.lose: on_conflict must be "raise" or "retry", not \'again\'')
 def transition_on_conflict() -> type:
     class Case(Base):
         @transition("Draft", "Shipped", on_conflict="again")  # type: ignore[arg-type]
@@ -596,7 +600,10 @@ def data_any() -> type:
     return Case
 
 
-@fault("Case: an annotation cannot be resolved (name 'Missing' is not defined); import the name where the function is defined")
+@fault(
+    "Case: an annotation cannot be resolved (name 'Missing' is not defined); "
+    "import the name where the function is defined"
+)
 def data_unresolved() -> type:
     class Case(Base):
         what: Missing  # type: ignore[name-defined]  # noqa: F821
@@ -702,7 +709,7 @@ def version_bool() -> type:
     return Base
 
 
-@fault("Base: on_conflict must be \"raise\" or \"retry\", not 'retyr'", on_conflict="retyr")
+@fault('Base: on_conflict must be "raise" or "retry", not \'retyr\'', on_conflict="retyr")
 def class_on_conflict() -> type:
     return Base
 

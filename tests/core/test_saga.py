@@ -524,7 +524,10 @@ async def test_a_result_of_another_type_than_annotated_is_a_decode_error_and_wha
 
     async with flow:
         with pytest.raises(DecodeError, match="the result of step 'charge' does not decode to int"):
-            await buy()
+            await flow.execute(buy, id="b")
+        report = await flow.handle("b").report()
+        assert report.status == "compensated"
+        assert report.steps["charge"].value == "1"  # what is on record, to see what was wrong with it
     assert shop.log == ["charge", ("refund", 3)]
 
 
@@ -628,6 +631,26 @@ async def test_a_class_is_built_through_its_providers(flow: Flowlet, shop: Shop)
         assert await handle.result() == 5
         assert await Buy(shop, "yo")(6) == 6  # one's own object is used as it is
     assert shop.log == [("charge", 5, "hi"), ("charge", 6, "yo")]
+
+
+async def test_providers_of_a_class_may_be_named_by_types_that_only_the_assembling_function_knows(
+    flow: Flowlet,
+) -> None:
+    class Gateway:
+        name = "visa"
+
+    flow.provide(Gateway, Gateway())
+
+    @flow.saga
+    class Buy:
+        def __init__(self, gateway: Gateway = provided) -> None:
+            self.gateway = gateway
+
+        async def __call__(self) -> str:
+            return self.gateway.name
+
+    async with flow:
+        assert await flow.execute(Buy) == "visa"
 
 
 async def test_a_dataclass_is_a_saga_too(flow: Flowlet, shop: Shop) -> None:

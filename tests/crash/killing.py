@@ -7,6 +7,7 @@ everything imported and nothing begun.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import sys
@@ -17,9 +18,10 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
 import anyio
+import structlog
 import workloads
 from evidence import check, read_effects
-from workloads import RUN, WORKLOADS, Workload
+from workloads import RUN, WORKLOADS, Workload, registries
 
 from flowlet import Flowlet
 from flowlet.store import Capabilities, Claims, Head, Stored, Work, Write
@@ -104,9 +106,10 @@ def die() -> None:
 
 
 # ---------------------------------------------------------------- one process
-async def work_on(workload: Workload, database: Path, kill: Kill | None, way: Way) -> None:
+async def work_on(name: str, database: Path, kill: Kill | None, way: Way) -> None:
     """Enter a Flowlet and see the run to its end: start it, or find it."""
-    flow = Flowlet(KillingStore(SQLiteStore(database), kill), registry=workloads.registry)
+    workload = WORKLOADS[name]
+    flow = Flowlet(KillingStore(SQLiteStore(database), kill), registry=registries[name])
     flow.provide(workloads.Workshop, workloads.Workshop())
     async with flow:
         try:
@@ -139,6 +142,7 @@ def fork(main: Callable[..., Awaitable[None]], *args: Any, backend: str = "async
     pid = os.fork()
     if pid == 0:
         signal.alarm(STUCK_AFTER)
+        structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
         code = 1
         try:
             anyio.run(main, *args, backend=backend)
@@ -182,7 +186,7 @@ class Trials:
         plan: list[Kill | None] = [*kills, None]
         killed: list[bool] = []
         for number, kill in enumerate(plan):
-            code = self._fork(work_on, self.workload, database, kill, ways[min(number, len(ways) - 1)])
+            code = self._fork(work_on, self._name, database, kill, ways[min(number, len(ways) - 1)])
             killed.append(code == -signal.SIGKILL)
             if code == 0:
                 break
@@ -204,9 +208,10 @@ class Trials:
 
     def sweep(self, every: bool = False) -> None:
         """Kill at every write of the first process; the second finishes."""
-        ways: tuple[tuple[Way, ...], ...] = (("execute", "recover"), ("start", "execute"))
+        ways: list[tuple[Way, ...]] = [("execute", "recover"), ("start", "execute")]
         for n in range(1, 1000):
-            if not any([self.run([Kill(n, when, every)], way) for when, way in zip(("before", "after"), ways)]):
+            killed = [self.run([Kill(n, when, every)], way)[0] for when, way in zip(("before", "after"), ways)]
+            if not any(killed):
                 return
 
     def sweep_twice(self) -> None:

@@ -7,6 +7,7 @@ attempt, and what it was given. So it can be counted afterwards what was done, a
 from __future__ import annotations
 
 import os
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,7 +17,9 @@ from msgspec import Struct
 
 from flowlet import Registry, Retry, compensate, current_run, gather, provided, step
 
-registry = Registry()
+registries: defaultdict[str, Registry] = defaultdict(Registry)
+"""One for each workload: opening a store writes the definitions of a registry, which is not the subject here."""
+
 effects_file = ""
 """Where effects go; set by the process that is about to make some."""
 
@@ -152,7 +155,7 @@ async def break_down(order: int) -> Slip:
 
 
 # ---------------------------------------------------------------- definitions
-@registry.saga
+@registries["failing"].saga
 async def failing(order: int) -> Slip:
     first = await reserve(order)
     second = await charge(order, first)
@@ -160,7 +163,7 @@ async def failing(order: int) -> Slip:
     return await ship(order, third)
 
 
-@registry.saga
+@registries["working"].saga
 async def working(order: int) -> Slip:
     first = await reserve(order)
     second = await charge(order, first)
@@ -168,7 +171,7 @@ async def working(order: int) -> Slip:
     return await notify(order, third)
 
 
-@registry.saga
+@registries["parallel"].saga
 async def parallel(order: int) -> Slip:
     first = await reserve(order)
     left, _, _ = await gather(paint(order, "left"), polish(order), paint(order, "right"))
@@ -176,7 +179,7 @@ async def parallel(order: int) -> Slip:
     return await charge(order, first)
 
 
-@registry.saga
+@registries["parallel_failing"].saga
 async def parallel_failing(order: int) -> Slip:
     await reserve(order)
     await gather(paint(order, "left"), paint(order, "right"))
@@ -184,7 +187,7 @@ async def parallel_failing(order: int) -> Slip:
     return slips[0]
 
 
-@registry.saga
+@registries["retrying"].saga
 async def retrying(order: int) -> Slip:
     await ask(order)
     return await insist(order)
@@ -197,7 +200,7 @@ class Workshop:
         return effect(given)
 
 
-@registry.saga
+@registries["class"].saga
 class ClassFailing:
     def __init__(self, workshop: Workshop = provided) -> None:
         self.workshop = workshop
@@ -233,7 +236,7 @@ class ClassFailing:
         return await self.sell(order)
 
 
-assembled = registry.saga("assembled", reserve, charge, pack, ship)
+assembled = registries["assembled"].saga("assembled", reserve, charge, pack, ship)
 
 
 # ---------------------------------------------------------------- a pipeline
@@ -288,7 +291,7 @@ async def write(clean: Slip, count: Slip, enrich: Slip, guess: Slip) -> Slip:
     return effect(f"{clean.pid} {count.pid} {enrich.pid}")
 
 
-pipeline = registry.pipeline(
+pipeline = registries["pipeline"].pipeline(
     "pipeline",
     extract,
     clean,

@@ -127,12 +127,22 @@ def test_bad_lines_are_reported_by_number_and_left_out(shop: Shop, tmp_path: Pat
     header = "order,customer,sku,quantity,price,currency,card"
     good = "o-1,ann@example.org,LAMP-01,1,39.90,EUR,tok-1"
     lines = [header, good, "o-2,ann@example.org,LAMP-01", good + ",more", good.replace(",1,", ",many,")]
+    lines.append(good.replace("ann", "zo\xeb"))  # in an encoding that is not the file's
     file = tmp_path / "lines.csv"
-    file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    file.write_bytes("\n".join(lines).encode("latin-1"))
     done = shop.start("--csv", str(file))
     assert done.returncode == 0, done.stderr
-    assert [int(n) for n in re.findall(r"^line (\d+): ", done.stderr, re.MULTILINE)] == [3, 4, 5]
+    assert [int(n) for n in re.findall(r"^line (\d+): ", done.stderr, re.MULTILINE)] == [3, 4, 5, 6]
     assert re.search(r"^orders +1$", done.stdout, re.MULTILINE)
+
+
+def test_a_file_without_a_good_line(shop: Shop, tmp_path: Path) -> None:
+    file = tmp_path / "lines.csv"
+    file.write_text("something,else\n1,2\n", encoding="utf-8")
+    done = shop.start("--csv", str(file))
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"^orders +0$", done.stdout, re.MULTILINE)
+    assert re.search(r"^rejected +1 lines$", done.stdout, re.MULTILINE)
 
 
 def test_killed_at_137_then_resumed_then_run_again(

@@ -489,7 +489,9 @@ async def test_an_object_that_has_moved_cannot_be_created(opened: Any) -> None:
 async def write(store: Any, id: str, *records: Any) -> None:
     """Write a history by hand."""
     new = New("machine", "Order")
-    await store.append([Write(id=id, expect=0, create=new, records=[r if isinstance(r, bytes) else pack(r) for r in records])])
+    await store.append(
+        [Write(id=id, expect=0, create=new, records=[r if isinstance(r, bytes) else pack(r) for r in records])]
+    )
 
 
 def created(data: dict[str, Any] | None = None, at: str = "Draft", version: int = 1) -> Any:
@@ -506,7 +508,10 @@ def moved(event: str, source: str, target: str, data: Any = None, version: int =
         ([moved("confirm", "Draft", "Confirmed")], "record 1 .* expected the creation, found Moved"),
         ([created(), created()], "record 2 .* expected a transition, found Created"),
         ([created(at="Nowhere")], r"record 1 .* expected one of the states \[.*\], found 'Nowhere'"),
-        ([created(), moved("ship", "Confirmed", "Shipped")], "record 2 .* a transition from 'Draft', found one from 'Conf"),
+        (
+            [created(), moved("ship", "Confirmed", "Shipped")],
+            "record 2 .* a transition from 'Draft', found one from 'Conf",
+        ),
         ([created(), moved("vanish", "Draft", "Shipped")], "record 2 .* one of the events .*, found 'vanish'"),
         ([created(), moved("confirm", "Draft", "Shipped")], r"'Draft' to \['Confirmed'\], found to 'Shipped'"),
         ([created(), moved("ship", "Draft", "Shipped")], "nowhere: no such transition, found to 'Shipped'"),
@@ -741,7 +746,9 @@ async def test_a_lease_is_given_back_whatever_happens(store: Flaky, opened: Any,
         await one.go()
 
 
-async def test_a_lease_left_by_a_crash_is_taken_over_and_logged(store: Flaky, opened: Any, exclusive_class: Any) -> None:
+async def test_a_lease_left_by_a_crash_is_taken_over_and_logged(
+    store: Flaky, opened: Any, exclusive_class: Any
+) -> None:
     log = Notes()
     one = await (await opened(log=log)).create(exclusive_class, id="c")
     await store.heartbeat("dead", 0.05)
@@ -990,7 +997,9 @@ async def test_load_continues_what_a_crash_interrupted(store: Flaky, opened: Any
     assert [t.event async for t in machines.history("c")] == ["go", "note", "on"]
 
 
-async def test_the_next_event_continues_what_a_cancellation_interrupted(store: Flaky, opened: Any, raising_class: Any) -> None:
+async def test_the_next_event_continues_what_a_cancellation_interrupted(
+    store: Flaky, opened: Any, raising_class: Any
+) -> None:
     one = await (await opened()).create(raising_class, id="c")
     when = datetime(2024, 5, 6, tzinfo=UTC)
 

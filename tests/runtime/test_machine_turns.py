@@ -225,7 +225,6 @@ async def cancelled_at(n: int, call: Callable[[], Awaitable[Any]]) -> bool:
         Whether it was cancelled; False when it was over before.
     """
     suspended = 0
-    cancelled = False
 
     class Counting:
         def __await__(self) -> Any:
@@ -248,8 +247,7 @@ async def cancelled_at(n: int, call: Callable[[], Awaitable[Any]]) -> bool:
 
     with anyio.CancelScope() as scope:
         await Counting()
-    cancelled = scope.cancelled_caught
-    return cancelled
+    return scope.cancelled_caught
 
 
 @machine
@@ -516,3 +514,126 @@ async def test_a_task_that_a_hook_leaves_behind_waits_for_its_turn(anyio_backend
         await one.go()
         assert state_of(one) == "B"
     assert state_of(one) == "A"
+
+
+# ------------------------------------------------------------------------------- a store that takes its time
+class Queueing(Slow):
+    """A store that accepts appends into a queue and stores them later, also those of cancelled callers."""
+
+    def __init__(self, store: Store) -> None:
+        super().__init__(store)
+        self.accept, self.accepted = anyio.create_memory_object_stream[Any](100)
+
+    async def append(self, writes: Any, **options: Any) -> None:
+        done, errors = anyio.Event(), []
+        self.accept.send_nowait((writes, done, errors))
+        await done.wait()
+        for error in errors:
+            raise error
+
+    async def work(self, seconds: float) -> None:
+        async for writes, done, errors in self.accepted:
+            await anyio.sleep(seconds)
+            try:
+                await self.store.append(writes)
+            except Exception as error:
+                errors.append(error)
+            done.set()
+
+
+@asynccontextmanager
+async def queueing(seconds: float) -> AsyncIterator[Machines]:
+    store = Queueing(MemoryStore())
+    await store.heartbeat("me", 60.0)
+    async with anyio.create_task_group() as group:
+        group.start_soon(store.work, seconds)
+        yield Machines(store, now=time.time, worker="me", log=Log())
+        group.cancel_scope.cancel()
+    store.accept.close()
+    store.accepted.close()
+
+
+@pytest.mark.parametrize("cls", [Quick, Waiting])
+async def test_an_append_that_is_stored_after_its_caller_was_cancelled(cls: Any) -> None:
+    async with queueing(0.02) as machines:
+        one = await machines.create(cls, id="x")
+        with anyio.move_on_after(0.01):
+            await one.count(1)
+        assert one.done == 0
+        # The next event knows what became of it, and meets no conflict with itself.
+        await one.count(2)
+        assert one.done == 2
+        assert [t.version async for t in machines.history("x")] == [2, 3]
+
+
+async def test_a_lease_taken_by_a_cancelled_append_is_still_ones_own() -> None:
+    async with queueing(0.02) as machines:
+        one = await machines.create(Chain, id="x")
+        with anyio.move_on_after(0.01):
+            await one.go()
+        await one.reset()
+        assert [t.event async for t in machines.history("x")] == ["go", "on", "reset"]
+        assert (await machines._office.store.load("x")).head.owner is None  # type: ignore[union-attr]
+
+
+async def test_what_a_cancelled_hook_assigned_is_not_recorded_by_the_next_event() -> None:
+    class Case:
+        note: str = ""
+
+        @state(initial=True)
+        class A: ...
+
+        @state
+        class B: ...
+
+        @transition(A, B)
+        async def go(self) -> None: ...
+
+        @transition(B, A)
+        async def back(self) -> None: ...
+
+        async def on_enter_b(self) -> None:
+            self.note = "entered"
+            await anyio.sleep(10)
+
+    machines = Machines(MemoryStore(), now=time.time, worker="me", log=Log())
+    one = await machines.create(machine(Case), id="x")
+    with anyio.move_on_after(0.01):
+        await one.go()
+    assert state_of(one) == "B"
+    await one.back()
+    assert one.note == ""
+
+
+async def test_a_hook_raises_an_event_while_somebody_queues() -> None:
+    class Case:
+        n: int = 0
+
+        @state(initial=True)
+        class A: ...
+
+        @state
+        class B: ...
+
+        @transition(A, B)
+        async def go(self) -> None:
+            self.n += 1
+
+        @transition("*", None)
+        async def count(self) -> None:
+            self.n += 10
+
+        @transition(B, A)
+        async def back(self) -> None: ...
+
+        def on_enter_b(self) -> None:
+            raise_event(self.count)
+
+    async with queueing(0.005) as machines:
+        one = await machines.create(machine(Case), id="x")
+        async with anyio.create_task_group() as group:
+            group.start_soon(one.go)
+            await anyio.wait_all_tasks_blocked()
+            group.start_soon(one.back)
+        assert (one.n, state_of(one)) == (11, "A")
+        assert [t.event async for t in machines.history("x")] == ["go", "count", "back"]

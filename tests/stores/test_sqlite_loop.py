@@ -338,6 +338,13 @@ async def test_the_writers_thread_does_not_starve_beside_a_busy_loop(store: SQLi
     assert sorted(waits)[15] < 0.1, "15 ms on a quiet machine; seconds without the watchdog"
 
 
+async def test_the_write_ahead_log_begins_again_from_the_front(store: SQLiteStore) -> None:
+    for expect in range(1, 3001):
+        await store.append([Write(id="a", expect=expect, records=[b"x" * 100])])
+    assert store.inline_commits > 1000
+    assert 0 < Path(store.path + "-wal").stat().st_size < 12 << 20, "a thousand pages have 4 MB; all of these have 30"
+
+
 # Watching -----------------------------------------------------------------------------------------
 async def test_a_record_of_its_own_wakes_nobody(store: SQLiteStore, place: str) -> None:
     await store.append([Write(id="a", expect=1, records=[b"x"])])

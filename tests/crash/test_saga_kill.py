@@ -1,0 +1,81 @@
+"""kill -9 before and after every journal write of a run: it always ends as it must, each thing once.
+
+What is killed is in `workloads`, what is judged in `evidence`, and the trials are made by `killing` in
+processes that fork; here they are only asked for.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeAlias
+
+import pytest
+
+import flowlet
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+
+HERE = Path(__file__).parent
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(flowlet.__file__).parent.parent)}
+
+# The sweeps of each workload on each event loop, and the least number of kills that they come to: an undisturbed
+# run makes so many appends, and each of them is killed before and after.
+SWEEPS = {
+    ("failing", "asyncio", "sweep"): 2 * 9,
+    ("failing", "asyncio", "sweep_twice"): 9 * 8,
+    ("failing", "asyncio", "every"): 2 * 13,
+    ("failing", "asyncio", "in_a_row"): 8 + 11,
+    ("failing", "trio", "sweep"): 2 * 9,
+    ("assembled", "asyncio", "sweep"): 2 * 9,
+    ("class", "asyncio", "sweep"): 2 * 9,
+    ("working", "asyncio", "sweep"): 2 * 6,
+    ("parallel", "asyncio", "sweep"): 2 * 8,
+    ("parallel", "trio", "sweep"): 2 * 8,
+    ("parallel_failing", "asyncio", "sweep"): 2 * 9,
+    ("parallel_failing", "trio", "sweep"): 2 * 9,
+    ("parallel_failing", "asyncio", "in_a_row"): 8 + 11,
+    ("retrying", "asyncio", "sweep"): 2 * 14,
+    ("retrying", "asyncio", "in_a_row"): 13 + 11,
+    ("pipeline", "asyncio", "sweep"): 2 * 9,
+    ("pipeline", "trio", "sweep"): 2 * 9,
+    ("pipeline", "asyncio", "in_a_row"): 8 + 11,
+}
+
+Sweep: TypeAlias = tuple[str, str, str]
+
+
+def run_sweep(sweep: Sweep, folder: Path) -> subprocess.CompletedProcess[str]:
+    workload, backend, kind = sweep
+    folder.mkdir()
+    command = [sys.executable, str(HERE / "killing.py"), workload, str(folder), backend, kind]
+    return subprocess.run(command, capture_output=True, text=True, timeout=200, env=ENVIRONMENT)
+
+
+@pytest.fixture(scope="module")
+def sweeps(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[[Sweep], Future[subprocess.CompletedProcess[str]]]]:
+    """Make the sweeps that were asked for side by side, as many as there are processors."""
+    folder = tmp_path_factory.mktemp("sweeps")
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        wanted = [i.callspec.params["sweep"] for i in request.session.items if "sweep" in getattr(i, "fixturenames", ())]
+        futures = {sweep: pool.submit(run_sweep, sweep, folder / "-".join(sweep)) for sweep in wanted}
+        yield futures.__getitem__
+        pool.shutdown(cancel_futures=True)
+
+
+@pytest.mark.parametrize("sweep", SWEEPS, ids="-".join)
+def test_killed_at_every_write(
+    sweep: Sweep, sweeps: Callable[[Sweep], Future[subprocess.CompletedProcess[str]]]
+) -> None:
+    done = sweeps(sweep).result()
+    assert done.returncode == 0, done.stderr[-4000:]
+    counts = json.loads(done.stdout)
+    assert counts["kills"] >= SWEEPS[sweep], counts
+    assert counts["processes"] >= counts["kills"] + counts["trials"]
