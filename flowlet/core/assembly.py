@@ -145,7 +145,8 @@ def build_pipeline(
     faults.raise_if_any()
     starter = wiring.starter
     if plan.may_skip:
-        starter = msgspec.structs.replace(starter, result=Codec(Optional[starter.result.type]))  # noqa: UP045 - not every type has `|`
+        absent: Any = Optional[starter.result.type]  # noqa: UP045 - not every type has `|`
+        starter = msgspec.structs.replace(starter, result=Codec(absent))
 
     def interpret(context: Context, inputs: tuple[Any, ...]) -> PipelineInterpretation:
         return PipelineInterpretation(plan, inputs, context)

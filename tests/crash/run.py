@@ -171,17 +171,14 @@ async def judge(database: Path, effects: Path, killed: set[int], report: Path) -
                 check(WORKLOADS[head.id.partition("-")[0]], stored, done, len(crashed))
             except AssertionError as error:
                 faults.append(f"{head.id}: {error or traceback.format_exc()}")
-            counts.update(runs=1, records=head.version, effects=len(done), taken_over=bool(crashed))
+            counts.update(runs=1, records=head.version, effects=len(done), taken_over=len({e.pid for e in done}) > 1)
     await store.close()
     faults += [f"{id} has effects, but is not in the store" for id in by_run]
     report.write_text(json.dumps({**counts, "faults": faults}))
 
 
 def check_owners(effects: list[Effect], killed: set[int]) -> None:
-    """One process at a time works on a run, and the next one only after it has died.
-
-    A process that has left a run may get it back only from one that died after it.
-    """
+    """One process at a time works on a run, and another one only after it has died."""
     owners = [e.pid for n, e in enumerate(effects) if n == 0 or effects[n - 1].pid != e.pid]
     assert all(pid in killed for pid in owners[:-1]), f"{owners} worked on it, but only {killed & set(owners)} died"
     assert len(set(owners)) == len(owners), f"{owners} worked on it by turns"

@@ -8,6 +8,7 @@ from functools import partialmethod
 from typing import Any, Literal
 
 import anyio
+import msgspec
 import pytest
 
 from flowlet.errors import StoreUnavailable
@@ -27,7 +28,8 @@ class FaultyStore:
 
     def __init__(self, inner: Store) -> None:
         self._inner = inner
-        self.capabilities = inner.capabilities
+        # Like a server elsewhere, whatever is behind it: what was recorded is durable before the next effect.
+        self.capabilities = msgspec.structs.replace(inner.capabilities, durable=True)
         self.down = False
         self.faults: deque[Literal["lost", "reply"] | None] = deque()
         self.appended: list[Write] = []

@@ -1,0 +1,145 @@
+"""Several processes on one SQLite file: each run belongs to one at a time, and outlives it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import anyio
+import pytest
+
+import flowlet
+from flowlet.core.run_records import StepEnded, StepErred
+from flowlet.store import Stored
+from flowlet.stores.sqlite import SQLiteStore
+
+sys.path.insert(0, str(Path(__file__).parent))  # the modules beside this one, whatever pytest's import mode
+
+from evidence import Effect, check, read_effects, read_journal  # noqa: E402
+from workloads import WORKLOADS  # noqa: E402
+
+RUNS = 300
+LEASE = 10.0  # the default
+
+Start = Callable[..., "subprocess.Popen[str]"]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Start `peers.py`; what still runs at the end of the test is killed."""
+    environment = {**os.environ, "PYTHONPATH": str(Path(flowlet.__file__).parent.parent)}
+    started: list[subprocess.Popen[str]] = []
+
+    def start_one(command: str, *options: object) -> subprocess.Popen[str]:
+        script = str(Path(__file__).with_name("peers.py"))
+        arguments = [command, tmp_path / "s.db", tmp_path / "effects", *options]
+        process = subprocess.Popen(
+            [sys.executable, script, *map(str, arguments)], stdout=subprocess.PIPE, text=True, env=environment
+        )
+        started.append(process)
+        return process
+
+    yield start_one
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def load(folder: Path, ids: list[str]) -> dict[str, Stored]:
+    async def load_all() -> dict[str, Stored]:
+        store = SQLiteStore(folder / "s.db")
+        found = {id: await store.load(id) for id in ids}
+        await store.close()
+        return {id: stored for id, stored in found.items() if stored is not None}
+
+    return anyio.run(load_all)
+
+
+def effects_by_run(folder: Path) -> dict[str, list[Effect]]:
+    found: dict[str, list[Effect]] = defaultdict(list)
+    for effect in read_effects(folder / "effects"):
+        found[effect.run].append(effect)
+    return found
+
+
+def owners(effects: list[Effect]) -> list[int]:
+    """Return the processes that worked on a run, in turn."""
+    return [e.pid for n, e in enumerate(effects) if n == 0 or effects[n - 1].pid != e.pid]
+
+
+def test_two_processes_share_the_runs_and_execute_none_twice(start: Start, tmp_path: Path) -> None:
+    # Both start all of them: the first to come owns a run, and the other waits for its end.
+    peers = [start("share", 0, 1, RUNS, 0) for _ in range(2)]
+    for peer in peers:
+        output, _ = peer.communicate(timeout=60)
+        assert peer.returncode == 0
+        assert json.loads(output.splitlines()[-1])["refused"] == RUNS
+    effects = effects_by_run(tmp_path)
+    for id, stored in load(tmp_path, [f"o-{n}" for n in range(RUNS)]).items():
+        check(WORKLOADS["failing"], stored, effects.pop(id), crashes=0)
+    assert not effects
+    by_peer = Counter(e.pid for e in read_effects(tmp_path / "effects"))
+    assert set(by_peer) <= {peer.pid for peer in peers}
+
+
+@pytest.mark.parametrize("kill_at", [40, 110, 300, 700])
+def test_the_runs_of_a_killed_process_are_taken_over_at_once(start: Start, tmp_path: Path, kill_at: int) -> None:
+    victim = start("share", 0, 3, RUNS, kill_at)
+    others = [start("share", n, 3, RUNS, 0) for n in (1, 2)]
+    assert victim.wait(timeout=60) == -signal.SIGKILL
+    killed_at = time.time()
+    if kill_at < RUNS // 3:  # it had not started all of its own
+        others.append(start("share", 0, 3, RUNS, 0))
+    for peer in others:
+        output, _ = peer.communicate(timeout=60)
+        assert peer.returncode == 0
+        done = json.loads(output.splitlines()[-1])
+        assert done["refused"] == RUNS
+        assert done["at"] - killed_at < LEASE * 0.8, "they waited for the lease"
+    effects = effects_by_run(tmp_path)
+    taken = 0
+    for id, stored in load(tmp_path, [f"o-{n}" for n in range(RUNS)]).items():
+        turns = owners(effects[id])
+        assert turns in ([turns[0]], [victim.pid, turns[-1]]), f"{id} was worked on by {turns}"
+        taken += len(turns) == 2
+        check(WORKLOADS["failing"], stored, effects.pop(id), crashes=int(turns[0] == victim.pid))
+    assert not effects
+    assert taken >= 1
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_a_paused_owner_neither_writes_nor_compensates(start: Start, tmp_path: Path, backend: str) -> None:
+    paused = start("pause", backend)
+    os.waitid(os.P_PID, paused.pid, os.WSTOPPED)
+    before = len(read_effects(tmp_path / "effects"))
+    rescued = start("rescue", backend)
+    output, _ = rescued.communicate(timeout=60)
+    assert rescued.returncode == 0
+    ends = json.loads(output)
+    stored = load(tmp_path, list(ends))
+    rescue = read_effects(tmp_path / "effects")[before:]
+    assert {effect.pid for effect in rescue} == {rescued.pid}
+    paused.send_signal(signal.SIGCONT)
+    output, _ = paused.communicate(timeout=60)
+    assert paused.returncode == 0
+    assert json.loads(output.splitlines()[-1]) == ends, "the former owner tells its callers something else"
+    assert read_effects(tmp_path / "effects")[before:] == rescue, "the former owner went on"
+    assert load(tmp_path, list(ends)) == stored, "the former owner wrote"
+    statuses = {id: s.head.status for id, s in stored.items()}
+    undone = ("fails", "compensates", "retries", "gathers and fails")
+    assert statuses == {"gathers": "completed", **dict.fromkeys(undone, "compensated")}
+    for id in stored:
+        _check_recorded_once(stored[id], paused.pid)
+
+
+def _check_recorded_once(stored: Stored, former: int) -> None:
+    keys = [r.key for r in read_journal(stored) if isinstance(r, (StepEnded, StepErred))]
+    assert len(keys) == len(set(keys))
+    assert stored.head.fence >= 3, "nobody took it over"
