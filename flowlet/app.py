@@ -18,14 +18,14 @@ from flowlet.core.definitions import RunDefinition
 from flowlet.core.machine import Transition
 from flowlet.core.registry import definition_of
 from flowlet.core.retry import Seconds, seconds
-from flowlet.errors import ConfigError, Conflict, FlowletError
+from flowlet.errors import ConfigError, Conflict, DefinitionError, FlowletError
 from flowlet.registry import Registry
 from flowlet.runtime.handle import Handle
 from flowlet.runtime.logs import Log
 from flowlet.runtime.machines import Machines
 from flowlet.runtime.providers import Providers
 from flowlet.runtime.runs import Runs
-from flowlet.runtime.tasks import is_loop_running, loop_token
+from flowlet.runtime.tasks import Latch, is_loop_running, loop_token
 from flowlet.store import New, Store, Write
 from flowlet.stores import open_store
 
@@ -73,7 +73,7 @@ class Flowlet(Assembler):
     ) -> None:
         if isinstance(store, str):
             self.store = open_store(store)
-        elif isinstance(store, Store):
+        elif isinstance(store, Store) and not isinstance(store, type):
             self.store = store
         else:
             raise ConfigError(f"Flowlet takes a URL or a store (see flowlet.store.Store), not {store!r}")
@@ -81,12 +81,14 @@ class Flowlet(Assembler):
             raise ConfigError(f"registry= takes a flowlet.Registry, not {registry!r}")
         self._registry = Registry() if registry is None else registry
         self._registry.attach(self)
-        self._lease = seconds(lease, "lease")
-        self._grace = seconds(grace, "grace")
+        self._lease, self._grace = _seconds(lease, "lease"), _seconds(grace, "grace")
+        if self._lease == 0:
+            raise ConfigError("lease: must be more than 0 seconds")
         self._log = Log()
         self._providers = Providers()
         self._providers.add_reference(Flowlet, self)
         self._entered = 0
+        self._changing: Latch | None = None
         self._loop: object = None
         self._runs: Runs | None = None
         self._machines: Machines | None = None
@@ -99,20 +101,25 @@ class Flowlet(Assembler):
     # -------------------------------------------------------------- lifecycle
     async def __aenter__(self) -> Self:
         token = loop_token()
-        if self._entered:
+        while self._entered or self._changing is not None:
             if token is not self._loop:
                 raise FlowletError("this Flowlet is live on another event loop; make one Flowlet per loop")
-            self._entered += 1
-            return self
+            if self._changing is None:
+                self._entered += 1
+                return self
+            await self._changing.wait()  # another task opens or closes it
         self._loop = token
-        self._entered = 1
+        self._changing = Latch()
         try:
             await self._open()
         except BaseException:
-            self._entered = 0
             self._runs = self._machines = None
             await self.store.close()
             raise
+        else:
+            self._entered = 1
+        finally:
+            self._changed()
         return self
 
     async def __aexit__(
@@ -122,13 +129,23 @@ class Flowlet(Assembler):
         if self._entered:
             return
         runs = self.runs
+        self._changing = Latch()
         # The rest must happen even if this task is cancelled, or leases would outlive their owner.
         with anyio.CancelScope(shield=True):
             try:
                 await runs.close(self._grace)
             finally:
                 self._runs = self._machines = None
-                await self.store.close()
+                try:
+                    await self.store.close()
+                finally:
+                    self._changed()
+
+    def _changed(self) -> None:
+        """Let the tasks go on that waited for this one to open or close."""
+        assert self._changing is not None
+        self._changing.set()
+        self._changing = None
 
     async def _open(self) -> None:
         self._log.refresh()
@@ -356,5 +373,14 @@ class Flowlet(Assembler):
         if len(args) == 2:
             self._providers.add_value(*args)
             return None
+        if len(args) != 1:
+            raise TypeError("provide() takes a type and its value, or a function that makes the value")
         self._providers.add_factory(args[0])
         return args[0]
+
+
+def _seconds(value: Any, what: str) -> float:
+    try:
+        return seconds(value, what)
+    except DefinitionError as error:
+        raise ConfigError(error.problems[0]) from None

@@ -17,10 +17,11 @@ from flowlet.assembler import Assembler
 from flowlet.core.annotations import Parameter
 from flowlet.core.definitions import RunDefinition
 from flowlet.core.registry import ASSEMBLED, BaseRegistry
-from flowlet.core.run import Run, make_caller
+from flowlet.core.run import Run, host_of, make_caller
 from flowlet.core.steps import StepDefinition
 from flowlet.errors import FlowletError
 from flowlet.runtime.machine_install import install_machine
+from flowlet.runtime.runs import Runs
 
 if TYPE_CHECKING:
     from flowlet.app import Flowlet
@@ -108,12 +109,22 @@ def _bind_class(cls: type, definition: RunDefinition) -> type:
 async def _run_directly(
     definition: RunDefinition, instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any], run: Run | None
 ) -> Any:
-    runs = find_flowlet(definition).runs  # not the Flowlet: an exception's traceback would keep it alive
     inputs = definition.starter.bind(args, kwargs)
+    # Runs and not the Flowlet: an exception's traceback would keep it alive.
+    if run is None:
+        runs = find_flowlet(definition).runs
+        return await runs.execute(definition, inputs, None, instance)
     # Called by a step: the same call finds the same run when the step is tried again.
-    if run is not None:
-        return await runs.execute_child(definition, inputs, run.event_key("run", definition.name), instance)
-    return await runs.execute(definition, inputs, None, instance)
+    runs = _runs_for(run, definition)
+    return await runs.execute_child(definition, inputs, run.event_key("run", definition.name), instance)
+
+
+def _runs_for(run: Run, definition: RunDefinition) -> Runs:
+    """Return where a child of a run is executed: where its parent is, if the definition is known there."""
+    runs = host_of(run)
+    if isinstance(runs, Runs) and runs.find(definition.name, definition.version) is definition:
+        return runs
+    return find_flowlet(definition).runs
 
 
 def find_flowlet(definition: RunDefinition) -> Flowlet:
@@ -145,7 +156,7 @@ def _child_step(definition: RunDefinition) -> StepDefinition:
     """Describe a definition as a step of a parent run: starting the child, or finding it, and waiting."""
 
     async def run_child(*args: Any, run: Run) -> Any:
-        return await find_flowlet(definition).runs.execute_child(definition, args, run.idempotency_key)
+        return await _runs_for(run, definition).execute_child(definition, args, run.idempotency_key)
 
     run = Parameter("run", Run, inspect.Parameter.KEYWORD_ONLY, required=False, provided=True)
     return msgspec.structs.replace(

@@ -87,6 +87,8 @@ class BaseRegistry(ABC):
         Raises:
             DefinitionError: with everything that is wrong with it.
         """
+        if definition_of(target) is not None:
+            raise DefinitionError([f"{describe(target)}: is assembled already; include its registry instead"])
         if isinstance(target, type):
             definition = build_class(kind, target, name=name, version=version, namespace=namespace)
         elif callable(target):

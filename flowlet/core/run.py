@@ -99,6 +99,11 @@ class Run:
         return f"<Run {self.idempotency_key!r} attempt {self.attempt}>"
 
 
+def host_of(run: Run) -> Any:
+    """Return what executes a run in this process, or None where its engine has no such thing."""
+    return getattr(run._engine, "host", None)
+
+
 def current_run() -> Run:
     """Return the run that this code is part of.
 
@@ -246,27 +251,33 @@ class Program:
         """Start step calls in order, wait for all, hand out results in the order of the journal."""
         parked: dict[Pending, tuple[int, Coroutine[Any, Any, Any]]] = {}
         results: list[Any] = [None] * len(calls)
+        failure: Exception | None = None
         self.gathering = True
         try:
             for index, call in enumerate(calls):
-                parked[call.send(None)] = (index, call)
-            failure = await self._collect(parked, results)
-        except BaseException:
-            for pending in parked:
-                self.engine.cancel(pending)
+                try:
+                    parked[call.send(None)] = (index, call)
+                except Exception as error:  # an argument that cannot be stored, a key that is taken
+                    failure = error
+                    for pending in parked:
+                        self.engine.cancel(pending)
+                    break
+            failure = await self._collect(parked, results, failure)
+        finally:
+            # A run that is suspended here tells the engine nothing: what was started is going on, or will.
+            self.gathering = False
             for call in calls:
                 call.close()
-            raise
-        finally:
-            self.gathering = False
         if failure is not None:
             raise failure
         return tuple(results)
 
     async def _collect(
-        self, parked: dict[Pending, tuple[int, Coroutine[Any, Any, Any]]], results: list[Any]
+        self,
+        parked: dict[Pending, tuple[int, Coroutine[Any, Any, Any]]],
+        results: list[Any],
+        failure: Exception | None,
     ) -> Exception | None:
-        failure: Exception | None = None
         while parked:
             for pending in await self.engine.first(list(parked)):
                 index, call = parked.pop(pending)

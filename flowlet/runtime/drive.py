@@ -11,7 +11,6 @@ from typing import Any, Generic, TypeVar
 
 from flowlet.runtime.engine import LocalEngine
 
-
 T = TypeVar("T")
 
 

@@ -199,6 +199,11 @@ class LocalEngine:
         return self._runner.now
 
     # -------------------------------------------------------------- the execution's side
+    @property
+    def host(self) -> Host:
+        """What executes the run in this process."""
+        return self._host
+
     def decided(self) -> bytes | None:
         """Return the note of a recorded decision to unwind that the interpreter has come to, or None."""
         front = self._replay[0] if self._replay else None
@@ -216,6 +221,18 @@ class LocalEngine:
             task.cancel()
         for task in tasks:
             await task.done.wait()
+
+    async def keep_finished(self) -> None:
+        """After `shut_down`, save what the interpreter had no time to, and the steps it has not seen return.
+
+        Only those that returned: an error may be what came of being cancelled.
+        """
+        journal = self.journal
+        if journal.pending:
+            await journal.catch_up()
+        journal.pending.extend(n.record for n in self._inbox or () if n.value is not None)
+        if journal.pending and journal.trouble is None:
+            await journal.commit()
 
     def save_soon(self) -> None:
         """Make what is recorded durable while the body waits for something that is not flowlet's."""

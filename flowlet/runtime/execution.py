@@ -7,6 +7,7 @@ run in a task of flowlet's own. Nothing but the body's failure makes a run fail.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, Protocol
 
@@ -154,6 +155,8 @@ class Execution:
                 await self._unwind(interpretation, error)
             except anyio.get_cancelled_exc_class():
                 if self._host.closing:
+                    with anyio.CancelScope(shield=True):
+                        await self._engine.shut_down()
                     raise
                 # Nobody cancelled this task: the body awaited something that was cancelled elsewhere.
                 await self._unwind(interpretation, RunError("the body awaited something that was cancelled"))
@@ -183,10 +186,16 @@ class Execution:
         return definition.interpret(context, inputs)
 
     def _detach(self) -> None:
-        """The caller has gone: go on from the journal in a task of flowlet's own."""
-        if self.state == "running" and not self._is_aside and not self._host.closing:
-            self._is_aside = True
-            self._host.spawn(self.go_on, self)
+        """The caller has gone: go on from the journal in a task of flowlet's own, or stop if all do."""
+        if self.state != "running" or self._is_aside:
+            return
+        self._is_aside = True
+        self._host.spawn(self._stop if self._host.closing else self.go_on, self)
+
+    async def _stop(self) -> None:
+        """See the steps end that the caller has left; the task's end tells who waits."""
+        if self._engine is not None:
+            await self._engine.shut_down()
 
     async def go_on(self) -> None:
         """Wait until nothing of the old attempt runs, then replay."""
@@ -194,6 +203,9 @@ class Execution:
             await self._engine.shut_down()
             await self._engine.settle()
         try:
+            if self._engine is not None:
+                with contextlib.suppress(Suspended):
+                    await self._engine.keep_finished()
             if self.journal.create is not None:
                 await self.journal.commit()
             records = await self._host.reload(self)
@@ -264,8 +276,7 @@ class Execution:
         await engine.settle()
         if self.journal.trouble is not None:
             raise Suspended
-        self.journal.pending.append(pack(("z", *fields)))
-        await self.journal.end(status)
+        await self.journal.end(status, pack(("z", *fields)))
         self.status = status
         log = self._host.log
         if log.active:

@@ -11,7 +11,7 @@ import anyio
 from msgspec.structs import replace
 
 from flowlet.core.engine import Suspended
-from flowlet.errors import Conflict, LeaseLost, StoreError, StoreUnavailable
+from flowlet.errors import Conflict, FlowletError, LeaseLost, StoreUnavailable
 from flowlet.store import UNCHANGED, Store, Unchanged, Write
 
 _PAUSES = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
@@ -62,14 +62,15 @@ class Journal:
         await self._append(write)
         self.status = UNCHANGED
 
-    async def end(self, status: str) -> None:
-        """Make everything durable and close the run, giving back its lease."""
+    async def end(self, status: str, record: bytes) -> None:
+        """Make everything durable with a last record and close the run, giving back its lease."""
+        records = (*self.pending, record)
         if self.create is None:
             write = Write(
                 id=self.id,
                 expect=self.version,
                 fence=self.fence,
-                records=tuple(self.pending),
+                records=records,
                 status=status,
                 wake=None,
                 close=True,
@@ -80,7 +81,7 @@ class Journal:
                 id=self.id,
                 expect=0,
                 create=self.create.create,
-                records=tuple(self.pending),
+                records=records,
                 status=status,
                 wake=None,
                 close=True,
@@ -103,14 +104,25 @@ class Journal:
             )
         )
 
+    async def catch_up(self) -> None:
+        """After an append that was cut off, drop from ``pending`` what turns out to be stored."""
+        stored = await self._store.load(self.id, after=self.version)
+        if stored is None or stored.head.fence != self.fence:
+            return
+        count = len(stored.records)
+        if list(stored.records) == self.pending[:count]:
+            self.create = None
+            self.version += count
+            del self.pending[:count]
+
     async def _append(self, write: Write) -> None:
-        count = len(self.pending)
+        count = len(write.records)
         self.busy = True
         try:
             await self._store.append((write,))
         except StoreUnavailable:
             await self._append_again(write)
-        except StoreError as error:
+        except FlowletError as error:
             self._give_up(error)
         finally:
             self.busy = False
@@ -125,12 +137,12 @@ class Journal:
             try:
                 await self._store.append((write,))
             except StoreUnavailable as error:
-                last: StoreError = error
+                last: FlowletError = error
             except (Conflict, LeaseLost) as error:
                 if await self._is_stored(write):
                     return
                 self._give_up(error)
-            except StoreError as error:
+            except FlowletError as error:
                 self._give_up(error)
             else:
                 return
@@ -142,6 +154,6 @@ class Journal:
         stored = await self._store.load(self.id, after=write.expect, limit=len(write.records))
         return stored is not None and len(write.records) > 0 and tuple(stored.records) == tuple(write.records)
 
-    def _give_up(self, error: StoreError) -> None:
+    def _give_up(self, error: FlowletError) -> None:
         self.trouble = error
         raise Suspended from error

@@ -34,7 +34,11 @@ class Providers:
         Raises:
             ConfigError: it is async, or its result has no annotation.
         """
-        key = inspect.signature(factory, eval_str=True).return_annotation
+        try:
+            signature = inspect.signature(factory, eval_str=True)
+        except NameError as error:
+            raise ConfigError(f"the return annotation of {factory!r} cannot be resolved: {error}") from error
+        key = factory if isinstance(factory, type) else signature.return_annotation
         if key is inspect.Signature.empty or inspect.iscoroutinefunction(factory):
             raise ConfigError(f"{factory!r} must be a plain function whose return annotation is the type it provides")
         self._values[key] = _Lazy(factory)

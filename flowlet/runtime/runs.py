@@ -56,7 +56,7 @@ class Runs:
 
     def __init__(self, store: Store, find: Find, provide: Provide, log: Log, lease: float, kinds: Any) -> None:
         self._store = store
-        self._find = find
+        self.find = find
         self.provide = provide
         self.log = log
         self._durable = store.capabilities.durable
@@ -254,7 +254,7 @@ class Runs:
         for head in heads:
             if head.kind != "run" or head.id in self.live:
                 continue
-            definition = self._find(head.definition, head.definition_version)
+            definition = self.find(head.definition, head.definition_version)
             if definition is None:
                 await self._store.release(self.worker.id, (head.id,))
                 continue
@@ -342,7 +342,7 @@ class Runs:
 
     def definition_of(self, head: Head) -> RunDefinition | None:
         """Return the definition of a run, if this process knows it."""
-        return self._find(head.definition, head.definition_version)
+        return self.find(head.definition, head.definition_version)
 
     async def result(self, id: str, definition: RunDefinition | None) -> Any:
         """Wait for a run's end, wherever it is executed."""

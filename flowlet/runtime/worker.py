@@ -126,11 +126,13 @@ class Worker:
 
     async def _main(self) -> None:
         seen = -1
-        next_beat = perf_counter() + self._lease / 3
+        pause = self._lease / 24  # short at first: a heartbeat is also how peers that start together meet
+        next_beat = perf_counter() + pause
         while True:
             try:
                 if perf_counter() >= next_beat:
-                    next_beat = perf_counter() + self._lease / 3
+                    pause = min(2 * pause, self._lease / 3)
+                    next_beat = perf_counter() + pause
                     await self._beat()
                     await self._recovered()
                 await self._look()

@@ -6,7 +6,7 @@ import sys
 import types
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 import pytest
@@ -147,7 +147,7 @@ class Foreign: ...
         (Any, "it is annotated Any; name the type, so that a replay gives back the same one"),
         (Foreign, "it has a type that cannot be stored: Foreign; make it a Struct or a dataclass"),
         (list[Foreign], "it has a type that cannot be stored: Foreign; make it a Struct or a dataclass"),
-        (Optional[dict[str, Foreign]], "it has a type that cannot be stored: Foreign; make it a Struct or a dataclass"),
+        (dict[str, Foreign] | None, "it has a type that cannot be stored: Foreign; make it a Struct or a dataclass"),
         (complex, "it has a type that cannot be stored: complex; make it a Struct or a dataclass"),
         (Callable[[], int], "it has a type that cannot be stored"),
     ],

@@ -71,8 +71,22 @@ def test_a_function(registry: Registry) -> None:
         "version": 3,
         "inputs": ["sku", "count"],
         "steps": [
-            {"name": "charge", "inputs": ["reserve"], "needs": [], "attempts": 1, "timeout": None, "compensation": None},
-            {"name": "reserve", "inputs": ["sku"], "needs": [], "attempts": 1, "timeout": None, "compensation": "release"},
+            {
+                "name": "charge",
+                "inputs": ["reserve"],
+                "needs": [],
+                "attempts": 1,
+                "timeout": None,
+                "compensation": None,
+            },
+            {
+                "name": "reserve",
+                "inputs": ["sku"],
+                "needs": [],
+                "attempts": 1,
+                "timeout": None,
+                "compensation": "release",
+            },
         ],
     }
 
@@ -197,7 +211,9 @@ def test_a_class_without_a_body(registry: Registry) -> None:
     assert problems(lambda: registry.saga(Empty)) == (
         "Empty: needs `async def __call__(self, ...)`, the body of the saga",
     )
-    assert problems(lambda: registry.saga(Sync)) == ("Sync: needs `async def __call__(self, ...)`, the body of the saga",)
+    assert problems(lambda: registry.saga(Sync)) == (
+        "Sync: needs `async def __call__(self, ...)`, the body of the saga",
+    )
 
 
 def test_a_constructor_argument_that_nothing_provides(registry: Registry) -> None:
@@ -402,7 +418,9 @@ def test_a_condition_for_a_step_that_is_not_there(registry: Registry) -> None:
     assert problems(etl(registry, when={"transfrom": lambda: True})) == (
         "etl: when= names 'transfrom', which is no step of it; did you mean 'transform'?",
     )
-    assert problems(etl(registry, when={reserve: lambda: True})) == ("etl: when= names 'reserve', which is no step of it",)
+    assert problems(etl(registry, when={reserve: lambda: True})) == (
+        "etl: when= names 'reserve', which is no step of it",
+    )
 
 
 def test_a_condition_that_takes_what_nothing_provides(registry: Registry) -> None:
@@ -443,7 +461,7 @@ def test_a_condition_that_is_no_plain_function(registry: Registry) -> None:
 
 def test_error_policies(registry: Registry) -> None:
     assert problems(etl(registry, on_error="ignore")) == (
-        "etl: on_error= must be \"stop\", \"skip\" or a function, not 'ignore'",
+        'etl: on_error= must be "stop", "skip" or a function, not \'ignore\'',
     )
     assert problems(etl(registry, on_error={"extrat": "skip"})) == (
         "etl: on_error= names 'extrat', which is no step of it; did you mean 'extract'?",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from decimal import Decimal
 from enum import Enum
 from typing import Any
@@ -43,7 +43,7 @@ class Colour(Enum):
         (Colour, Colour.RED),
         (Decimal, Decimal("1.10")),
         (uuid.UUID, uuid.UUID(int=7)),
-        (datetime, datetime(2024, 2, 29, 12, tzinfo=timezone.utc)),
+        (datetime, datetime(2024, 2, 29, 12, tzinfo=UTC)),
         (dict[str, list[int | None]], {"a": [1, None]}),
         (tuple[int, str], (1, "a")),
         (set[int], {1, 2}),

@@ -130,7 +130,9 @@ def test_a_class_that_is_not_imported_comes_back_as_step_failed_and_nothing_is_i
     assert "wave" not in sys.modules
 
 
-@pytest.mark.parametrize("name", ["builtins:print", "builtins:KeyboardInterrupt", "builtins:int", "builtins:", ":", "os"])
+@pytest.mark.parametrize(
+    "name", ["builtins:print", "builtins:KeyboardInterrupt", "builtins:int", "builtins:", ":", "os"]
+)
 def test_what_is_no_exception_class_is_never_made(name: str) -> None:
     failure = msgspec.structs.replace(stored(ValueError("x")), type=name)
     assert isinstance(rebuild_failure(failure), StepFailed)

@@ -84,9 +84,7 @@ def test_a_name_taken_by_another_definition_names_all_of_them_and_keeps_the_rest
     one.include(two.__class__())
     with pytest.raises(DefinitionError) as caught:
         one.include(two)
-    assert caught.value.problems == (
-        "a: the name is taken by another definition of version 1; give name= or version=",
-    )
+    assert caught.value.problems == ("a: the name is taken by another definition of version 1; give name= or version=",)
 
 
 @pytest.mark.parametrize("source", [3, "shop", None, double])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
@@ -176,7 +176,7 @@ async def test_the_first_failure_counts(flow: Flowlet) -> None:
             await first.wait()
             await anyio.sleep_forever()
         finally:
-            raise KeyError("two")  # noqa: B012 - a clean-up that fails as well
+            raise KeyError("two")
 
     @flow.saga
     async def body() -> None:
@@ -230,11 +230,13 @@ async def some_coroutine() -> int:
     return 1
 
 
-@pytest.mark.parametrize("make", [lambda: some_coroutine(), lambda: anyio.sleep(0), lambda: 3], ids=str)
+@pytest.mark.parametrize(
+    "make", [some_coroutine, lambda: anyio.sleep(0), lambda: 3], ids=["coroutine", "other", "value"]
+)
 async def test_only_step_calls_are_gathered_and_the_others_are_closed(flow: Flowlet, make: Callable[[], Any]) -> None:
     @flow.saga
     async def body() -> None:
-        with pytest.raises(RunError, match="gather takes step calls only, not .*: mark the function with @step"):
+        with pytest.raises(RunError, match=r"gather takes step calls only, not .*: mark the function with @step"):
             await gather(double(1), make())
 
     with warnings.catch_warnings():
@@ -483,5 +485,5 @@ async def test_now_uuid_and_random_of_a_body_are_the_same_on_replay(new_store: C
     assert seen[0] == seen[1]
     began, later = seen[0][2], seen[0][5]
     assert isinstance(began, datetime)
-    assert began.tzinfo is timezone.utc
+    assert began.tzinfo is UTC
     assert began <= later <= end

@@ -486,9 +486,7 @@ async def test_what_a_compensation_returns_does_not_matter(flow: Flowlet) -> Non
 
 
 # ------------------------------------------------------------------ bad data
-async def test_a_result_that_cannot_be_stored_fails_the_step_without_another_attempt(
-    flow: Flowlet, shop: Shop
-) -> None:
+async def test_a_result_that_cannot_be_stored_fails_the_step_without_another_attempt(flow: Flowlet, shop: Shop) -> None:
     @step(retry=5)
     async def charge() -> int:
         shop.do("charge")
@@ -599,7 +597,7 @@ async def test_a_call_that_python_would_refuse(flow: Flowlet) -> None:
 
     @flow.saga
     async def buy() -> int:
-        for call in (lambda: charge(), lambda: charge(1, "x"), lambda: charge(1, nte="x")):  # type: ignore[call-arg, misc]
+        for call in (charge, lambda: charge(1, "x"), lambda: charge(1, nte="x")):  # type: ignore[call-arg, misc]
             with pytest.raises(TypeError):
                 await call()
         return await charge(1, note="x") + await charge(amount=2)

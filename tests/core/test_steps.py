@@ -46,9 +46,7 @@ def test_binding_fills_in_defaults_in_the_order_of_the_parameters() -> None:
     assert definition.bind((order, True), {"to": "work"}) == (order, True, "work")
 
 
-@pytest.mark.parametrize(
-    ("args", "kwargs"), [((), {}), ((1, 2, 3), {}), ((1,), {"order": 2}), ((1,), {"too": "work"})]
-)
+@pytest.mark.parametrize(("args", "kwargs"), [((), {}), ((1, 2, 3), {}), ((1,), {"order": 2}), ((1,), {"too": "work"})])
 def test_binding_complains_as_python_does(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     with pytest.raises(TypeError):
         build(ship).bind(args, kwargs)
@@ -114,7 +112,7 @@ def test_a_digest_is_the_input_itself_while_it_is_short() -> None:
 def test_what_the_mark_said_is_taken_over() -> None:
     policy = Retry(attempts=4)
 
-    @step(name="other", retry=policy, timeout=2, key=lambda n: str(n))
+    @step(name="other", retry=policy, timeout=2, key=str)
     async def one(n: int) -> int:
         return n
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -103,7 +104,7 @@ def test_a_cycle_is_shown_with_its_path() -> None:
     needs = {"a": "c", "b": "a", "c": "b"}
     assert path[0] == path[-1]
     assert sorted(path[1:]) == ["a", "b", "c"]
-    assert all(needs[after_] == before for before, after_ in zip(path, path[1:], strict=False))
+    assert all(needs[after_] == before for before, after_ in itertools.pairwise(path))
 
 
 def test_two_steps_of_one_name() -> None:

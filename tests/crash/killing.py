@@ -48,7 +48,7 @@ class KillingStore:
 
     def __init__(self, store: SQLiteStore, kill: Kill | None) -> None:
         self._store = store
-        self._kill = kill
+        self.kill = kill
         self.writes = 0
 
     @property
@@ -56,7 +56,7 @@ class KillingStore:
         return self._store.capabilities
 
     async def _write(self, method: Callable[[], Awaitable[T]], is_append: bool = False) -> T:
-        kill = self._kill
+        kill = self.kill
         if kill is None or not (is_append or kill.every):
             return await method()
         self.writes += 1

@@ -12,7 +12,6 @@ import logging
 import os
 import signal
 import sys
-import time
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -29,20 +28,28 @@ from flowlet.stores.sqlite import SQLiteStore
 
 T = TypeVar("T")
 SHORT_LEASE = 1.0
-RESUMED = "resumed"
 
 
 # ---------------------------------------------------------------- sharing many runs
+async def start_one(flow: Flowlet, number: int) -> None:
+    await flow.start(WORKLOADS["failing"].definition, 7, id=f"o-{number}")
+
+
 async def share(database: Path, first: int, stride: int, count: int, kill_at: int) -> None:
-    """Start every ``stride``-th run, and wait for the end of all ``count``, whoever has started them."""
-    kill = Kill(kill_at, "after") if kill_at else None
-    flow = Flowlet(KillingStore(SQLiteStore(database), kill), registry=registries["failing"])
+    """Start every ``stride``-th run, and wait for the end of all ``count``, whoever has started them.
+
+    Args:
+        kill_at: once all are started, die after so many writes; 0 for never.
+    """
+    store = KillingStore(SQLiteStore(database), None)
+    flow = Flowlet(store, registry=registries["failing"])
     failing = WORKLOADS["failing"].definition
     refused = 0
     async with flow:
-        for number in range(first, count, stride):
-            await flow.start(failing, 7, id=f"o-{number}")
-        print("started", flush=True)
+        async with anyio.create_task_group() as group:
+            for number in range(first, count, stride):
+                group.start_soon(start_one, flow, number)
+        store.kill = Kill(kill_at, "after") if kill_at else None
         while len(await flow.store.scan(kind="run", limit=count)) < count:
             await anyio.sleep(0.01)
         for number in range(count):
@@ -50,7 +57,7 @@ async def share(database: Path, first: int, stride: int, count: int, kill_at: in
                 await flow.handle(f"o-{number}", failing).result()
             except Refused:
                 refused += 1
-        print(json.dumps({"refused": refused, "at": time.time()}), flush=True)
+        print(json.dumps({"refused": refused}), flush=True)
 
 
 # ---------------------------------------------------------------- being paused
@@ -89,7 +96,7 @@ async def fail(order: int) -> Slip:
     raise Refused("no")
 
 
-@step(retry=Retry(attempts=3, wait=1.3))
+@step(retry=Retry(attempts=2, wait=2.5))
 async def ask(order: int) -> Slip:
     effect(order)
     if Pause.here:
@@ -102,6 +109,7 @@ async def ask(order: int) -> Slip:
 async def hold(order: int) -> Slip:
     slip = effect(order)
     await Pause.now()
+    await anyio.sleep(0.5)
     return slip
 
 

@@ -79,8 +79,6 @@ def no_pauses(monkeypatch: pytest.MonkeyPatch) -> int:
     return len(pauses)
 
 
-
-
 async def _until(condition: Callable[[], Any]) -> None:
     with anyio.fail_after(20):
         while not condition():

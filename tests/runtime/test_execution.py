@@ -13,10 +13,10 @@ import anyio.lowlevel
 import pytest
 
 from flowlet import Flowlet, compensate, gather, step
-from flowlet.errors import CompensationFailed, RunError
-from flowlet.runtime.execution import attach, ended_error
 from flowlet.core.failures import describe_failure
 from flowlet.core.run_records import Ended
+from flowlet.errors import CompensationFailed, RunError
+from flowlet.runtime.execution import attach, ended_error
 from flowlet.store import Store
 
 pytestmark = pytest.mark.anyio
@@ -138,9 +138,7 @@ async def test_a_directly_called_saga_goes_on_too(flow: Flowlet, how: str, anyio
 
 @pytest.mark.parametrize("how", ["scope", "native"])
 @pytest.mark.parametrize("place", UNDONE)
-async def test_a_caller_cancelled_during_compensation(
-    flow: Flowlet, place: str, how: str, anyio_backend: str
-) -> None:
+async def test_a_caller_cancelled_during_compensation(flow: Flowlet, place: str, how: str, anyio_backend: str) -> None:
     skip_native_on_trio(how, anyio_backend)
     gate = Gate(place)
     buy = program(flow, gate, fail=True)
@@ -174,7 +172,7 @@ async def test_a_caller_that_only_waits_can_be_cancelled_and_harms_nothing(
 
 async def test_cancelled_at_every_await_the_run_always_completes_once(new_store: Callable[[], Store]) -> None:
     """The n-th suspension of the caller is interrupted, for each n until it gets through."""
-    flow = Flowlet(new_store())
+    flow = Flowlet(new_store(), lease=1)  # a start that is cut off is taken up at the next heartbeat
     log: list[str] = []
 
     @step
@@ -299,16 +297,62 @@ async def test_leaving_lets_a_running_step_finish_within_its_grace_time(
             await anyio.sleep(0.001)
         gate.open.set()
 
-    async with anyio.create_task_group() as group:
-        async with flow:
-            handle = await flow.start(buy, id="b")
-            await gate.here.wait()
-            group.start_soon(let_through)
+    async with anyio.create_task_group() as group, flow:
+        handle = await flow.start(buy, id="b")
+        await gate.here.wait()
+        group.start_soon(let_through)
     assert gate.log == ["reserve 1"]  # it ended, and no other began
     async with flow:
         assert await flow.handle("b", buy).result() == "shipped"
     assert gate.log.count("reserve 1") == 1
     assert handle.id == "b"
+
+
+@pytest.mark.parametrize("kind", ["saga", "pipeline"])
+@pytest.mark.parametrize("how", ["start", "execute"])
+async def test_nothing_of_a_run_is_left_when_its_flowlet_is(
+    new_store: Callable[[], Store], kind: str, how: str
+) -> None:
+    flow = Flowlet(new_store(), grace=0)
+    here = [anyio.Event(), anyio.Event()]
+    cleaned: list[int] = []
+
+    async def hang(n: int) -> int:
+        here[n].set()
+        try:
+            await anyio.sleep_forever()
+        finally:
+            cleaned.append(n)
+        return n
+
+    async def a() -> int:
+        return await hang(0)
+
+    async def b() -> int:
+        return await hang(1)
+
+    if kind == "pipeline":
+        body = flow.pipeline("both", a, b)
+    else:
+        one, two = step(a), step(b)
+
+        @flow.saga
+        async def both() -> int:
+            return sum(await gather(one(), two()))
+
+        body = both
+
+    async with anyio.create_task_group() as group:
+        async with flow:
+            if how == "start":
+                await flow.start(body, id="b")
+            else:
+                group.start_soon(lambda: flow.execute(body, id="b"))
+            for event in here:
+                await event.wait()
+            if how == "execute":
+                group.cancel_scope.cancel()  # as a framework does when it stops
+        assert sorted(cleaned) == [0, 1]
 
 
 async def test_leaving_while_a_caller_executes_a_run_itself(new_store: Callable[[], Store]) -> None:

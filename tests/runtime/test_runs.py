@@ -91,7 +91,9 @@ async def test_start_returns_when_the_input_is_durable(flow: Flowlet, new_store:
     twice = flow.saga("twice", double)
     async with flow:
         handle = await flow.start(twice, 21, id="r")
-        stored = await new_store().load("r")
+        store = new_store()
+        stored = await store.load("r")
+        await store.close()
         assert stored is not None
         assert stored.head.definition == "twice"
         assert await handle.result() == 42
@@ -344,9 +346,7 @@ async def test_a_pipeline_is_taken_up_where_it_was(new_store: Callable[[], Store
             await world.act("last")
             return bad + a
 
-        return flow.pipeline(
-            "p", a, skipped, after, bad, last, when={skipped: lambda a: a > 100}, on_error={bad: mend}
-        )
+        return flow.pipeline("p", a, skipped, after, bad, last, when={skipped: lambda a: a > 100}, on_error={bad: mend})
 
     for hang in ("mend Broken bad", "last"):
         world.hang = {hang}
@@ -437,7 +437,9 @@ async def test_a_class_saga_is_built_again_through_its_providers(new_store: Call
     assert world.log == ["charge 1", "charge 2"]
 
 
-async def test_an_exception_that_cannot_be_rebuilt_after_a_restart(new_store: Callable[[], Store], world: World) -> None:
+async def test_an_exception_that_cannot_be_rebuilt_after_a_restart(
+    new_store: Callable[[], Store], world: World
+) -> None:
     def program(flow: Flowlet) -> Any:
         class Local(Exception): ...
 
@@ -607,7 +609,9 @@ async def test_a_failing_child_fails_its_step_and_the_parent_is_undone(flow: Flo
 
 
 @pytest.mark.parametrize("how", ["body", "gather", "step"])
-async def test_leaving_while_a_child_works_fails_neither(new_store: Callable[[], Store], world: World, how: str) -> None:
+async def test_leaving_while_a_child_works_fails_neither(
+    new_store: Callable[[], Store], world: World, how: str
+) -> None:
     def program(flow: Flowlet) -> Any:
         @step
         async def charge(name: str) -> str:
@@ -660,7 +664,9 @@ async def test_leaving_while_a_child_works_fails_neither(new_store: Callable[[],
     assert not any("refund" in entry for entry in world.log)
 
 
-async def test_a_parked_child_holds_its_parent_up_until_it_is_mended(new_store: Callable[[], Store], world: World) -> None:
+async def test_a_parked_child_holds_its_parent_up_until_it_is_mended(
+    new_store: Callable[[], Store], world: World
+) -> None:
     def program(flow: Flowlet, *, right: bool) -> Any:
         @step(name="charge" if right else "pay")
         async def charge() -> int:
@@ -795,7 +801,9 @@ async def test_code_that_ends_before_its_history_parks(new_store: Callable[[], S
     flow = Flowlet(new_store())
     body = program(flow, short=True)
     async with flow:
-        with pytest.raises(RunParked, match=r"the code now asks for the end of the run, but the history has step 'one#2'"):
+        with pytest.raises(
+            RunParked, match=r"the code now asks for the end of the run, but the history has step 'one#2'"
+        ):
             await flow.handle("b", body).result()
 
 
@@ -850,7 +858,7 @@ async def test_a_body_that_lacks_a_provider_is_parked_and_begins_when_it_is_ther
         return len(world.log)
 
     async with flow:
-        with pytest.raises(RunParked, match="nothing provides World: call flow.provide"):
+        with pytest.raises(RunParked, match=r"nothing provides World: call flow.provide"):
             await flow.execute(body, id="b")
         flow.provide(World, World(log=["x"]))
         await flow.handle("b").resume()
@@ -1039,7 +1047,9 @@ async def test_a_lease_that_ran_out_unnoticed_delays_the_run_and_fails_nothing(
     assert world.log == ["slept"]
 
 
-async def test_results_are_not_waited_for_when_the_flowlet_is_left(new_store: Callable[[], Store], world: World) -> None:
+async def test_results_are_not_waited_for_when_the_flowlet_is_left(
+    new_store: Callable[[], Store], world: World
+) -> None:
     world.hang = {"book flight"}
     flow = Flowlet(new_store(), grace=0)
     body = trip(flow, world)
@@ -1051,12 +1061,10 @@ async def test_results_are_not_waited_for_when_the_flowlet_is_left(new_store: Ca
         except RunError as error:
             seen.append(str(error))
 
-    async with anyio.create_task_group() as group:
-        async with flow:
-            handle = await flow.start(body, "ann", id="t")
-            await world.wait_for("book flight")
-            group.start_soon(wait, handle.result)
-            group.start_soon(wait, lambda: flow.execute(body, "ann", id="t"))
-            await anyio.wait_all_tasks_blocked()
+    async with anyio.create_task_group() as group, flow:
+        handle = await flow.start(body, "ann", id="t")
+        await world.wait_for("book flight")
+        group.start_soon(wait, handle.result)
+        group.start_soon(wait, lambda: flow.execute(body, "ann", id="t"))
+        await anyio.wait_all_tasks_blocked()
     assert seen == ["run 't' goes on when its Flowlet is entered again"] * 2
-

@@ -1,0 +1,205 @@
+"""Workers: who takes up what, when a lease is lost or left behind, and how a dead peer is noticed."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import anyio
+import pytest
+
+from flowlet import Flowlet, step
+from flowlet.core.codec import pack
+from flowlet.runtime.presence import Presence
+from flowlet.store import New, Store, Write
+
+pytestmark = pytest.mark.anyio
+
+Until = Callable[[Callable[[], Any]], Awaitable[None]]
+
+
+def program(flow: Flowlet, log: list[str], gate: anyio.Event | None = None) -> Any:
+    @step
+    async def act(n: int) -> int:
+        if gate is not None and n == 2:
+            log.append("waiting")
+            await gate.wait()
+        log.append(f"act {n}")
+        return n
+
+    @flow.saga
+    async def body() -> int:
+        return await act(1) + await act(2)
+
+    return body
+
+
+async def leave_behind(store: Store, worker: str, id: str, lease: float = 60.0) -> None:
+    """Do what a process does that is killed right after it has started a run."""
+    await store.heartbeat(worker, lease)
+    started = pack(("S", "body", "1", pack(()), await store.now(), None))
+    await store.append(
+        (
+            Write(
+                id=id,
+                expect=0,
+                create=New("run", "body"),
+                records=(started,),
+                status="running",
+                wake=0.0,
+                owner=worker,
+            ),
+        )
+    )
+
+
+async def test_what_nobody_owns_is_taken_up_when_a_flowlet_is_entered(new_store: Callable[[], Store]) -> None:
+    store = new_store()
+    await leave_behind(store, "gone", "r")
+    await store.release("gone")
+    log: list[str] = []
+    flow = Flowlet(store)
+    body = program(flow, log)
+    async with flow:
+        assert await flow.handle("r", body).result() == 3
+    assert log == ["act 1", "act 2"]
+
+
+async def test_more_runs_than_one_claim_takes(new_store: Callable[[], Store]) -> None:
+    store = new_store()
+    for n in range(230):
+        await leave_behind(store, "gone", f"r{n}")
+    await store.release("gone")
+    log: list[str] = []
+    flow = Flowlet(store)
+    body = program(flow, log)
+    async with flow:
+        with anyio.fail_after(20):
+            for n in range(230):
+                assert await flow.handle(f"r{n}", body).result() == 3
+    assert len(log) == 460
+
+
+async def test_what_a_living_worker_owns_is_left_alone_until_it_lets_go(
+    new_store: Callable[[], Store], until: Until
+) -> None:
+    store = new_store()
+    await leave_behind(store, "elsewhere", "r")
+    log: list[str] = []
+    flow = Flowlet(store)
+    body = program(flow, log)
+    async with flow:
+        assert flow.runs.live == {}
+        other = await flow.start(body, id="mine")
+        assert await other.result() == 3
+        assert log == ["act 1", "act 2"]
+        await flow.store.release("elsewhere")
+        with anyio.fail_after(20):
+            assert await flow.handle("r", body).result() == 3
+
+
+async def test_a_run_whose_owner_stopped_beating_is_taken_over(new_store: Callable[[], Store]) -> None:
+    store = new_store()
+    await leave_behind(store, "elsewhere", "r", lease=0.05)
+    flow = Flowlet(store, lease=0.5)
+    body = program(flow, [])
+    async with flow:
+        with anyio.fail_after(20):
+            assert await flow.handle("r", body).result() == 3
+
+
+async def test_a_dead_worker_of_this_host_is_released_at_once(
+    new_store: Callable[[], Store], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = new_store()
+    await leave_behind(store, "dead", "r", lease=3600.0)
+    await leave_behind(store, "alive", "s", lease=3600.0)
+    monkeypatch.setattr(Presence, "is_dead", lambda self, worker: worker == "dead")
+    flow = Flowlet(store)
+    body = program(flow, [])
+    async with flow:
+        with anyio.fail_after(20):
+            assert await flow.handle("r", body).result() == 3
+        stored = await flow.store.load("s")
+        assert stored is not None
+        assert stored.head.owner == "alive"
+
+
+async def test_a_run_that_was_taken_over_is_finished_by_the_other_only(
+    new_store: Callable[[], Store], until: Until
+) -> None:
+    """The first process was believed dead: its step ends, but it can neither write nor go on."""
+    store = new_store()
+    logs: tuple[list[str], list[str]] = ([], [])
+    gates = anyio.Event(), anyio.Event()
+    first, second = Flowlet(store), Flowlet(new_store())
+    body = program(first, logs[0], gates[0])
+    other = program(second, logs[1], gates[1])
+    async with first:
+        handle = await first.start(body, id="r")
+        await until(lambda: "waiting" in logs[0])
+        await store.release(first.runs.worker.id, ["r"])
+        async with second:
+            await until(lambda: "waiting" in logs[1])
+            gates[0].set()
+            await until(lambda: "r" not in first.runs.live)
+            assert (await second.handle("r").report()).steps.keys() == {"act"}
+            gates[1].set()
+            assert await second.handle("r", other).result() == 3
+            assert await handle.result() == 3  # the first one's handle learns it from the store
+    assert logs == (["act 1", "waiting", "act 2"], ["waiting", "act 2"])
+
+
+async def test_two_flowlets_over_one_store_never_execute_the_same_run(new_store: Callable[[], Store]) -> None:
+    store = new_store()
+    for n in range(40):
+        await leave_behind(store, "gone", f"r{n}")
+    await store.release("gone")
+    log: list[str] = []
+    flows = [Flowlet(store), Flowlet(new_store())]
+    bodies = [program(flow, log) for flow in flows]
+    async with flows[0], flows[1]:
+        with anyio.fail_after(20):
+            for n in range(40):
+                assert await flows[n % 2].handle(f"r{n}", bodies[n % 2]).result() == 3
+    assert len(log) == 80
+
+
+async def test_the_deadline_lies_before_what_the_store_believes(flow: Flowlet) -> None:
+    from time import perf_counter
+
+    async with flow:
+        assert perf_counter() < flow.runs.deadline <= perf_counter() + 10.0
+        before = flow.runs.deadline
+        await flow.runs.worker.beat()
+        assert flow.runs.deadline > before
+
+
+async def test_leaving_gives_everything_back(new_store: Callable[[], Store], until: Until) -> None:
+    store = new_store()
+    log: list[str] = []
+    flow = Flowlet(store, grace=0)
+    body = program(flow, log, anyio.Event())
+    async with flow:
+        worker = flow.runs.worker.id
+        await flow.start(body, id="r")
+        await until(lambda: "waiting" in log)
+    stored = await store.load("r")
+    assert stored is not None
+    assert stored.head.owner is None
+    assert worker not in await store.heartbeat("w", 10)
+    await store.close()
+
+
+async def test_a_worker_goes_on_while_its_store_is_down(faulty_store: Any, until: Until) -> None:
+    flow = Flowlet(faulty_store, lease=0.6)
+    body = program(flow, [])
+    async with flow:
+        deadline = flow.runs.deadline
+        faulty_store.down = True
+        await anyio.sleep(0.3)  # it beats in vain meanwhile
+        assert flow.runs.deadline <= deadline + 0.25
+        faulty_store.down = False
+        await until(lambda: flow.runs.deadline > deadline + 0.25)
+        with anyio.fail_after(20):
+            assert await flow.execute(body, id="r") == 3
