@@ -14,11 +14,13 @@ import anyio
 import msgspec
 
 from flowlet.assembler import Assembler
+from flowlet.core.current import run_context
 from flowlet.core.definitions import RunDefinition
+from flowlet.core.ids import RESERVED
 from flowlet.core.machine import Transition
 from flowlet.core.registry import definition_of
 from flowlet.core.retry import Seconds, seconds
-from flowlet.errors import ConfigError, Conflict, DefinitionError, FlowletError
+from flowlet.errors import ConfigError, Conflict, DefinitionError, FlowletError, MachineError
 from flowlet.registry import Registry
 from flowlet.runtime.handle import Handle
 from flowlet.runtime.logs import Log
@@ -162,7 +164,7 @@ class Flowlet(Assembler):
         for definition in list(self._registry.definitions.values()):
             exported = msgspec.json.encode(definition.export(), order="sorted")
             kind = definition.export().get("kind", "machine")
-            id = f"definition/{kind}/{definition.name}/{definition.version}"
+            id = f"{RESERVED}{kind}/{definition.name}/{definition.version}"
             stored = await self.store.load(id, limit=0)
             if stored is not None and stored.snapshot == exported:
                 continue
@@ -225,6 +227,10 @@ class Flowlet(Assembler):
             >>> anyio.run(main)
             on its way
         """
+        if data and not isinstance(machine, type):
+            raise MachineError(
+                f"create() takes the data {', '.join(data)} with a class; set it on the object, or pass the class"
+            )
         return await self._open_machines.create(machine, id=id, data=data)
 
     async def load(self, machine: type[M], id: str, /) -> M:
@@ -307,7 +313,11 @@ class Flowlet(Assembler):
             IdConflict: the id is taken by something else.
         """
         found = self._run_definition(definition)
-        return await self.runs.execute(found, found.starter.bind(args, {}), id)
+        inputs = found.starter.bind(args, {})
+        inner = id if id is not None else self.runs.derived_id(found)
+        if inner is not None and run_context.get() is not None:
+            return await self.runs.execute_child(found, inputs, inner)
+        return await self.runs.execute(found, inputs, id)
 
     @overload
     def run(self, definition: type[_SagaClass[*Ts, R]], /, *args: *Ts, id: str | None = None) -> R: ...

@@ -195,7 +195,7 @@ class CompensationFailed(RunError, ExceptionGroup[Exception]):
 
     def __new__(cls, failed: Sequence[str], errors: Sequence[Exception]) -> CompensationFailed:
         what = ", ".join(failed)
-        text = f"compensation failed for {what}: what these steps did still stands; mend the cause, then resume the run"
+        text = f"compensation failed for {what}: what these steps did still stands and must be undone by hand"
         self = super().__new__(cls, text, list(errors))
         self.failed = tuple(failed)
         return self

@@ -42,7 +42,7 @@ def build_function(
     title = name or function.__name__
     book = StepBook(title, namespace)
     for mark in find_function_steps(function, namespace):
-        book.learn(mark, faults, method=False)
+        book.learn(mark, faults, method=mark.method)
     find_stray_compensations(function, namespace, faults)
     _check_undo(kind, title, book, faults)
     starter = build_executable(title, function, read_signature(function, namespace, faults), faults, method=False)
@@ -77,7 +77,7 @@ def build_class(kind: str, cls: type, *, name: str | None, version: int, namespa
     for mark in find_class_steps(cls, faults):
         book.learn(mark, faults, method=True)
     for mark in find_function_steps(call, namespace):
-        book.learn(mark, faults, method=False)
+        book.learn(mark, faults, method=mark.method)
     _check_undo(kind, title, book, faults)
     starter = build_executable(title, call, read_signature(call, namespace, faults, method=True), faults, method=True)
     faults.raise_if_any()
@@ -111,7 +111,7 @@ def build_saga(
         async def body(program: Program) -> Any:
             values: list[Any] = []
             for wired in wiring.steps:
-                values.append(await program.perform(wired.step, wired.arguments(inputs, values)))
+                values.append(await program.perform(wired.step, wired.arguments(inputs, values), wired.owner))
             return values[-1]
 
         return SagaInterpretation(wiring.starter, body, book, context)

@@ -99,6 +99,8 @@ def find_class_steps(cls: type, faults: Faults) -> Iterator[StepMark]:
     members = {name: inspect.getattr_static(cls, name, None) for name in dir(cls)}
     marks = [m for m in (step_mark(v) for v in members.values()) if m is not None]
     for name, member in members.items():
+        if step_mark(member) is None and any(step_mark(vars(base).get(name)) for base in cls.__mro__):
+            faults.add(f"{describe(cls)}.{name}", "overrides a step without @step, so it would not be recorded")
         mark: CompensationMark | None = getattr(member, COMPENSATES, None)
         if mark is not None and step_mark(mark.step) not in marks:
             faults.add(f"{describe(cls)}.{name}", f"compensates {describe(mark.step)}, which is no step of the class")

@@ -57,6 +57,7 @@ class Plan(msgspec.Struct, frozen=True, eq=False):
         exits: run before the action.
         enters: run after the commit, ``on_transition`` last.
         failed: where a failing action leads, with ``failed_enters``; None when its error is the caller's.
+        asks: a guard takes the event's arguments.
         waits: a callback of it may wait for something, so that others can run in the meantime.
         plain: no callback asks for more than the event's arguments.
     """
@@ -75,6 +76,7 @@ class Plan(msgspec.Struct, frozen=True, eq=False):
     failed_enters: tuple[Callback, ...]
     exclusive: bool
     retry: bool
+    asks: bool
     waits: bool
     plain: bool
 
@@ -122,6 +124,7 @@ def plan(
         failed_enters=failed_enters,
         exclusive=candidate.exclusive,
         retry=candidate.retry,
+        asks=any(g.takes for g in guards),
         waits=any(c.awaits for c in callbacks) or any(g.awaits for g in guards),
         plain=all(c.alone or c.passes for c in callbacks) and not parameters.provided,
     )

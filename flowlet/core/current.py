@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from flowlet.core.engine import StepCall
-    from flowlet.core.run import Program
+    from flowlet.core.run import InsideEvent, Program
 
-run_context: ContextVar[Program | StepCall | None] = ContextVar("flowlet_run", default=None)
+run_context: ContextVar[Program | StepCall | InsideEvent | None] = ContextVar("flowlet_run", default=None)
 """The scope that the code runs in: the program of a body, or the call of a step.
 
 Both have ``inside`` (None only where a body runs that is not inside of a step), ``run()`` and ``event_key()``.

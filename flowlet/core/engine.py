@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
+from flowlet.errors import RunError
+
 if TYPE_CHECKING:
     from flowlet.core.failures import Failure
     from flowlet.core.run import Program, Run
@@ -172,6 +174,15 @@ class Engine(Protocol):
 
 class StepCancelled(Exception):
     """What `Engine.value` raises for a pending that was cancelled; never shown to users."""
+
+
+def cut_off(*keys: str) -> RunError:
+    """Make the error for steps that a body has cut off by a timeout or cancel scope of its own."""
+    names = ", ".join(repr(k) for k in keys)
+    return RunError(
+        f"a timeout or cancel scope in the body cut off step {names}, which a replay cannot repeat; limit the step "
+        "itself with @step(timeout=...)"
+    )
 
 
 CurrentTask = Callable[[], object]

@@ -26,6 +26,7 @@ class Failure(msgspec.Struct, frozen=True, array_like=True):
         args: its ``args``, encoded, or None when they have no encoding.
         state: its attributes, encoded, or None when they have no encoding.
         retryable: whether another attempt could have helped.
+        step: the key of the step that failed with it, if one did, after so many ``attempts``.
     """
 
     type: str
@@ -33,10 +34,12 @@ class Failure(msgspec.Struct, frozen=True, array_like=True):
     args: bytes | None = None
     state: bytes | None = None
     retryable: bool = True
+    step: str = ""
+    attempts: int = 1
 
 
-def describe_failure(error: BaseException) -> Failure:
-    """Turn an exception into what is stored of it."""
+def describe_failure(error: BaseException, step: str = "", attempts: int = 1) -> Failure:
+    """Turn an exception, of a step if one is named, into what is stored of it."""
     kind = type(error)
     return Failure(
         type=f"{kind.__module__}:{kind.__qualname__}",
@@ -44,11 +47,13 @@ def describe_failure(error: BaseException) -> Failure:
         args=_pack_or_none(list(error.args)),
         state=_pack_or_none(getattr(error, "__dict__", None) or None),
         retryable=not isinstance(error, NEVER_RETRIED),
+        step=step,
+        attempts=attempts,
     )
 
 
-def rebuild_failure(failure: Failure, step: str = "", attempts: int = 1) -> Exception:
-    """Turn what was stored back into an exception; ``step`` and ``attempts`` go into a `StepFailed`."""
+def rebuild_failure(failure: Failure) -> Exception:
+    """Turn what was stored back into an exception."""
     kind = _find_class(failure.type)
     if kind is not None and failure.args is not None:
         try:
@@ -56,8 +61,8 @@ def rebuild_failure(failure: Failure, step: str = "", attempts: int = 1) -> Exce
         except Exception:  # a class whose instances cannot be made from args alone: fall through
             pass
     name = failure.type.partition(":")[2]
-    where = f"step {step!r} failed" if step else "it failed"
-    return StepFailed(f"{where} with {name}: {failure.message}", step, attempts, failure.type)
+    where = f"step {failure.step!r} failed" if failure.step else "it failed"
+    return StepFailed(f"{where} with {name}: {failure.message}", failure.step, failure.attempts, failure.type)
 
 
 def _rebuild(kind: type[Exception], failure: Failure) -> Exception:

@@ -13,6 +13,7 @@ from typing import Any, Literal, Protocol, TypeAlias
 import msgspec
 
 from flowlet.core.hooks import Callback, Moment, refuse_awaitable
+from flowlet.errors import HookFailed
 
 
 class Guard(msgspec.Struct, frozen=True):
@@ -101,15 +102,26 @@ class Check(msgspec.Struct, frozen=True, eq=False):
         """It may wait for something."""
         return self.leaf.awaits if self.leaf is not None else any(o.awaits for o in self.operands)
 
+    @property
+    def takes(self) -> bool:
+        """It takes more than the machine."""
+        return not self.leaf.alone if self.leaf is not None else any(o.takes for o in self.operands)
+
     async def refusal(
         self, machine: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], moment: Moment
     ) -> str | None:
         """Evaluate; return None when it agrees, else the name of what refused."""
-        if self.leaf is not None:
-            answer = self.leaf.call(machine, args, kwargs, moment)
-            if self.leaf.is_async:
-                answer = await answer
-            elif answer is not True and answer is not False:
+        leaf = self.leaf
+        if leaf is not None:
+            if not leaf.passes:
+                args, kwargs = leaf.pick(args, kwargs, moment)
+            try:
+                answer = leaf.function(machine, *args, **kwargs)
+                if leaf.is_async:
+                    answer = await answer
+            except Exception as error:
+                raise guard_failure(machine, self.name, error) from error
+            if answer is not True and answer is not False and not leaf.is_async:
                 refuse_awaitable(answer, f"guard {self.name!r}")
             return None if answer else self.name
         if self.kind == "all_of":
@@ -122,6 +134,12 @@ class Check(msgspec.Struct, frozen=True, eq=False):
             if await operand.refusal(machine, args, kwargs, moment) is None:
                 return None if self.kind == "any_of" else self.name
         return self.name if self.kind == "any_of" else None
+
+
+def guard_failure(machine: Any, guard: str, error: Exception) -> HookFailed:
+    """Build what the exception of a guard surfaces as."""
+    text = f"guard {guard!r} of {type(machine).__name__} failed ({error!r}); the transition was not made"
+    return HookFailed(text, committed=False)
 
 
 def guard_leaves(guard: Any) -> list[Any]:

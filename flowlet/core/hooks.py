@@ -112,6 +112,8 @@ class EventParameters(msgspec.Struct, frozen=True, eq=False):
         """Raise `TypeError` when a call does not fit, for use before anything has happened."""
         if self.variadic:
             return
+        if self.provided:  # a caller may give what would be provided
+            kwargs = {n: v for n, v in kwargs.items() if all(n != name for name, _ in self.provided)}
         names = self.names[len(args) :]
         complete = len(kwargs) + len(args) == len(self.names) + len(self.keywords)
         if complete and len(args) <= len(self.names) and kwargs.keys() <= {*names, *self.keywords}:
@@ -159,8 +161,14 @@ class Callback(msgspec.Struct, frozen=True, eq=False):
 
     def call(self, machine: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], moment: Moment) -> Any:
         """Call it; the result of an async one is its coroutine."""
-        if self.passes:
-            return self.function(machine, *args, **kwargs)
+        if not self.passes:
+            args, kwargs = self.pick(args, kwargs, moment)
+        return self.function(machine, *args, **kwargs)
+
+    def pick(
+        self, args: tuple[Any, ...], kwargs: Mapping[str, Any], moment: Moment
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return what it takes, out of an event's arguments and the rest that it may ask for."""
         positional: list[Any] = []
         named: dict[str, Any] = {}
         for binding in self.bindings:
@@ -169,7 +177,7 @@ class Callback(msgspec.Struct, frozen=True, eq=False):
                 named[binding.name] = value
             else:
                 positional.append(value)
-        return self.function(machine, *positional, **named)
+        return tuple(positional), named
 
     def _value(self, binding: Binding, args: tuple[Any, ...], kwargs: Mapping[str, Any], moment: Moment) -> Any:
         if binding.source == "transition":

@@ -19,7 +19,7 @@ from flowlet.core.machine_data import NO_DATA
 from flowlet.core.states import Configuration
 from flowlet.errors import DecodeError, HistoryMismatch
 
-__all__ = ["Created", "Fold", "Moved", "Pending", "Record", "Settled", "read_record", "transition_of"]
+__all__ = ["Created", "Fold", "Moved", "Pending", "Record", "Settled", "check_complete", "read_record", "transition_of"]
 
 
 class Pending(msgspec.Struct, frozen=True, array_like=True):
@@ -96,6 +96,19 @@ def read_record(data: bytes, number: int, id: str) -> Record:
     return _codec.decode(data, f"record {number} of machine {id!r}")
 
 
+def check_complete(id: str, after: int, found: int, upto: int) -> None:
+    """Judge whether all records behind a version are there.
+
+    Raises:
+        DecodeError: one is missing.
+    """
+    if found != upto - after:
+        raise DecodeError(
+            f"the history of machine {id!r} has a gap: records {after + 1} to {upto} should be {upto - after}, "
+            f"and {found} are there; restore what was deleted from the store"
+        )
+
+
 def transition_of(record: Moved, version: int) -> Transition:
     """Show a record as hooks and histories do."""
     at = datetime.fromtimestamp(record.at, UTC)
@@ -122,13 +135,17 @@ class Fold:
         self.raised: tuple[Pending, ...] = ()
         self.keys: dict[str, tuple[str, bytes]] = {}
 
-    def add(self, records: Sequence[bytes]) -> None:
+    def add(self, records: Sequence[bytes], upto: int) -> None:
         """Fold further records, judging each.
+
+        Args:
+            upto: the number of the last one, as the store's head says.
 
         Raises:
             HistoryMismatch: a record does not fit the definition, even after its migrations.
-            DecodeError: a record is damaged.
+            DecodeError: a record is damaged or missing.
         """
+        check_complete(self.id, self.version, len(records), upto)
         for data in records:
             number = self.version + 1
             record = read_record(data, number, self.id)

@@ -204,6 +204,7 @@ class StepMark(msgspec.Struct, frozen=True, eq=False):
 
     Attributes:
         function: the user's function.
+        method: it is written in a class and takes ``self``.
         compensation: set by ``@compensate``: the marked functions, in the order of marking.
     """
 
@@ -216,6 +217,7 @@ class StepMark(msgspec.Struct, frozen=True, eq=False):
     at_most_once: bool
     compensate_unknown: bool
     is_async: bool
+    method: bool
     compensations: list[CompensationMark]
 
 
@@ -279,10 +281,12 @@ def step(
     """
 
     def annotate(function: F) -> F:
+        if isinstance(function, type) or not inspect.isroutine(function):
+            raise DefinitionError([f"{describe(function)}: @step marks a function; put @staticmethod above it"])
         is_async = inspect.iscoroutinefunction(function)
         mark = StepMark(
             function=function,
-            name=name or function.__name__,
+            name=_step_name(function.__name__ if name is None else name, function),
             retry=policy_for(retry),
             timeout=None if timeout is None else seconds(timeout, "timeout"),
             key=key,
@@ -290,6 +294,7 @@ def step(
             at_most_once=at_most_once,
             compensate_unknown=compensate_unknown,
             is_async=is_async,
+            method=is_method(function),
             compensations=[],
         )
         wrapper = _async_step(function, mark) if is_async else _sync_step(function, mark)
@@ -297,6 +302,21 @@ def step(
         return cast(F, wrapper)
 
     return annotate if fn is None else annotate(fn)
+
+
+def is_method(function: Any) -> bool:
+    """Tell whether a function is written in a class and takes ``self``."""
+    place = getattr(function, "__qualname__", "").rpartition("<locals>.")[2]
+    if "." not in place or inspect.ismethod(function):
+        return False
+    return next(iter(inspect.signature(function).parameters), None) == "self"
+
+
+def _step_name(name: object, function: object) -> str:
+    """Check a step's name: keys are built from it with ``#``, ``:``, ``~`` and ``/``."""
+    if not isinstance(name, str) or not name or any(c in name for c in "#:~/"):
+        raise DefinitionError([f"{describe(function)}: a step's name is a text without # : ~ or /, not {name!r}"])
+    return name
 
 
 def _async_step(function: Callable[..., Any], mark: StepMark) -> Callable[..., Any]:

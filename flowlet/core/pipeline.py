@@ -176,6 +176,7 @@ def _policy(policy: Any, wired: Wired, where: str, faults: Faults) -> Literal["s
         input=Codec(Any),
         signature=inspect.Signature(),
         arity=1,
+        kinds=(),
         scalar=wired.step.scalar,
         positional=1,
         keywords=(),
@@ -286,7 +287,7 @@ class PipelineInterpretation:
                 self._skip_dependents(index, f"{wired.step.name} was skipped")
                 return None
         args = wired.arguments(self._inputs, self._values)
-        return StepCall(self._engine, wired.step, wired.step.name, args, wired.step.encode_input(args))
+        return StepCall(self._engine, wired.step, wired.step.name, args, wired.step.encode_input(args), wired.owner)
 
     def _done(self, index: int, value: Any) -> None:
         self._values[index] = value

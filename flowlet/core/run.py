@@ -14,9 +14,9 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
 from flowlet.core.current import run_context
-from flowlet.core.engine import CurrentTask, Engine, Parked, Pending, StepCall, StepCancelled
+from flowlet.core.engine import CurrentTask, Engine, Parked, Pending, StepCall, StepCancelled, cut_off
 from flowlet.core.marks import STEP_CODE, StepMark
-from flowlet.core.steps import UNENCODABLE, StepDefinition, encode_input
+from flowlet.core.steps import StepDefinition
 from flowlet.errors import RunError
 
 if TYPE_CHECKING:
@@ -99,6 +99,27 @@ class Run:
         return f"<Run {self.idempotency_key!r} attempt {self.attempt}>"
 
 
+class InsideEvent:
+    """The scope of a machine's callbacks when the body of a run has fired the event: like that of a step.
+
+    The event is remembered under its key, so what the callbacks call is not journaled beside it.
+    """
+
+    __slots__ = ("_run",)
+    inside: Any = True
+
+    def __init__(self, run: Run, key: str) -> None:
+        self._run = Run(run.id, key.removeprefix(f"{run.id}/"), 1, run._engine)
+
+    def run(self) -> Run:
+        """Return the run as the callbacks see it."""
+        return self._run
+
+    def event_key(self, machine_id: str, event: str) -> str:
+        """See `Run.event_key`."""
+        return self._run.event_key(machine_id, event)
+
+
 def host_of(run: Run) -> Any:
     """Return what executes a run in this process, or None where its engine has no such thing."""
     return getattr(run._engine, "host", None)
@@ -127,11 +148,12 @@ class Program:
 
     Attributes:
         engine: the run's engine.
-        inside: the call that executes inline now, so that the code that runs is not the body's; or None.
+        inside: None: the code that runs is a body's.
         gathering: step calls are being collected, and must not wait.
         completed: the calls that have returned and can be undone, in the order of the journal, with results.
     """
 
+    inside: None = None
     __slots__ = (
         "_counts",
         "_current_task",
@@ -143,7 +165,6 @@ class Program:
         "completed",
         "engine",
         "gathering",
-        "inside",
     )
 
     def __init__(
@@ -155,7 +176,6 @@ class Program:
         owner: object | None = None,
     ) -> None:
         self.engine = engine
-        self.inside: StepCall | None = None
         self.gathering = False
         self.completed: list[tuple[StepCall, bytes]] = []
         self._known = known
@@ -168,8 +188,6 @@ class Program:
 
     def run(self) -> Run:
         """Return the run as its body sees it."""
-        if self.inside is not None:
-            return self.inside.run()
         if self._run is None:
             self._run = Run(self.engine.run_id, "", 1, self.engine)
         return self._run
@@ -186,11 +204,10 @@ class Program:
             EncodeError: an argument cannot be stored.
         """
         owner = self._owner
-        if owner is not None:
-            if args and args[0] is owner:
-                args = args[1:]
-            else:
-                owner = None
+        if args and (mark.method or (owner is not None and args[0] is owner)):
+            owner, args = args[0], args[1:]
+        else:
+            owner = None
         definition = self._known.get(mark)
         if definition is None or definition.method is not (owner is not None):
             definition = self._define(mark, owner is not None)
@@ -211,10 +228,7 @@ class Program:
             )
         if kwargs or (len(args) != definition.arity and kwargs is not None):
             args = definition.bind(args, kwargs)
-        try:
-            data = encode_input(args)
-        except UNENCODABLE as error:
-            raise definition.refuse_input(error) from error
+        data = definition.encode_input(args)
         name = definition.name
         if definition.key is None and name not in self._counts:
             self._counts[name] = 1
@@ -230,16 +244,19 @@ class Program:
             return call.result  # an int, a str ... is what its encoding decodes to
         return definition.decode(value)
 
-    async def perform(self, definition: StepDefinition, args: tuple[Any, ...]) -> Any:
+    async def perform(self, definition: StepDefinition, args: tuple[Any, ...], owner: object | None) -> Any:
         """Perform a step that is known, with bound arguments."""
-        call = self.prepare(definition, args, None)
+        call = self.prepare(definition, args, None, owner)
         return self.end(call, await self.engine.perform(call))
 
     def _next_key(self, definition: StepDefinition, inputs: tuple[Any, ...]) -> str:
         """Return the step's own choice of a key, or its name and ordinal."""
         name = definition.name
         if definition.key is not None:
-            name = f"{name}:{definition.key(*inputs)}"
+            chosen = definition.key(*inputs)
+            if not isinstance(chosen, str) or not chosen or "~" in chosen:
+                raise RunError(f"key= of step {name!r} must return a text without ~, not {chosen!r}")
+            name = f"{name}:{chosen}"
         count = self._counts[name] = self._counts.get(name, 0) + 1
         if count == 1:
             return name
@@ -284,7 +301,8 @@ class Program:
                 try:
                     results[index] = await self._finish(call, pending)
                 except StepCancelled:
-                    continue
+                    # Nobody here has stopped it: on replay, that is where a body cut it off.
+                    failure = failure or cut_off(pending.key)
                 except Exception as error:
                     if failure is None:
                         failure = error

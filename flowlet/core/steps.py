@@ -45,6 +45,7 @@ class StepDefinition(msgspec.Struct, frozen=True, eq=False, kw_only=True):
         providers: parameters that flowlet fills, by annotation.
         result: the codec of what it returns.
         input: the codec of the tuple of its inputs.
+        kinds: for each input, its type if a value of just that type needs no check, as with int and str.
         arity: the number of inputs if all may be given by position, else -1.
         scalar: the result's type if a value of it is its own encoding's decoding, as with int and str.
         plain: a call is nothing but awaiting the function with its inputs.
@@ -63,6 +64,7 @@ class StepDefinition(msgspec.Struct, frozen=True, eq=False, kw_only=True):
     input: Codec[Any]
     signature: inspect.Signature
     arity: int
+    kinds: tuple[type | None, ...]
     scalar: type | None
     plain: bool = False
     positional: int
@@ -99,18 +101,20 @@ class StepDefinition(msgspec.Struct, frozen=True, eq=False, kw_only=True):
 
         Raises:
             EncodeError: one of them cannot be stored.
+            DecodeError: one of them is not of the annotated type.
         """
         try:
-            return encode_input(args)
+            data = encode_input(args)
         except UNENCODABLE as error:
-            raise self.refuse_input(error) from error
-
-    def refuse_input(self, error: Exception) -> EncodeError:
-        """Make the error for an input that cannot be stored."""
-        return EncodeError(
-            f"an argument of {self.name!r} cannot be stored: {error}; pass data, and take services "
-            "through a parameter with the default `provided`"
-        )
+            raise EncodeError(
+                f"an argument of {self.name!r} cannot be stored: {error}; pass data, and take services "
+                "through a parameter with the default `provided`"
+            ) from error
+        for value, kind in zip(args, self.kinds, strict=False):
+            if type(value) is not kind:
+                self.input.decode(data, f"an argument of {self.name!r}")
+                break
+        return data
 
     def decode(self, value: bytes) -> Any:
         """Decode a recorded result to the annotated type."""
@@ -195,6 +199,7 @@ def build_executable(
         input=input_codec,
         signature=_input_signature(function, signature, method),
         arity=_arity(signature),
+        kinds=tuple(t if t in _SCALARS else None for t in types),
         scalar=result.type if result.type in _SCALARS else None,
         positional=_positional(signature),
         keywords=tuple(p.name for p in signature.inputs[_positional(signature) :]),
@@ -273,6 +278,7 @@ def build_compensation(
             input=Codec(Any),
             signature=_input_signature(mark.function, shown, method),
             arity=len(used),
+            kinds=(),
             scalar=None,
             positional=0,
             keywords=tuple(p.name for p in used),
@@ -298,5 +304,6 @@ def plain_mark(function: Callable[..., Any]) -> StepMark:
         at_most_once=False,
         compensate_unknown=False,
         is_async=inspect.iscoroutinefunction(function),
+        method=False,
         compensations=[],
     )

@@ -26,11 +26,13 @@ class Wired(msgspec.Struct, frozen=True, eq=False):
         sources: where each of its inputs comes from: the index of a step, or ``-1 - i`` for
             input ``i`` of the definition.
         needs: the indexes of the steps whose results it takes.
+        owner: the object that the step is a method of, or None.
     """
 
     step: StepDefinition
     sources: tuple[int, ...]
     needs: tuple[int, ...]
+    owner: Any = None
 
     def arguments(self, inputs: Sequence[Any], values: Sequence[Any]) -> tuple[Any, ...]:
         """Pick the step's inputs from those of the definition and from earlier results."""
@@ -61,22 +63,23 @@ def wire(
     """
     before = len(faults.problems)
     marks = _marks(name, functions, faults)
-    steps = [build_step(mark, namespace, faults, method=False) for mark in marks]
-    places = {mark.name: index for index, mark in enumerate(marks)}
+    steps = [build_step(mark, namespace, faults, method=owner is not None) for mark, owner in marks]
+    places = {mark.name: index for index, (mark, _) in enumerate(marks)}
     if any(step is None for step in steps):
         return None
     known = [step for step in steps if step is not None]
     inputs = _inputs(name, known, places, faults)
     names = [p.name for p in inputs]
-    wired = tuple(_wire_step(step, places, names) for step in known)
+    wired = tuple(_wire_step(step, owner, places, names) for step, (_, owner) in zip(known, marks, strict=True))
     _check_order(name, wired, faults, any_order=any_order)
     if len(faults.problems) > before or not wired:
         return None
     return Wiring(name, wired, inputs, _starter(name, inputs, known[-1]))
 
 
-def _marks(name: str, functions: Sequence[Callable[..., Any]], faults: Faults) -> list[StepMark]:
-    marks: list[StepMark] = []
+def _marks(name: str, functions: Sequence[Callable[..., Any]], faults: Faults) -> list[tuple[StepMark, Any]]:
+    """Return the marks of the functions, each with the object that it is a method of."""
+    marks: list[tuple[StepMark, Any]] = []
     if not functions:
         faults.add(name, "has no steps; list the functions it is made of")
     for function in functions:
@@ -84,18 +87,21 @@ def _marks(name: str, functions: Sequence[Callable[..., Any]], faults: Faults) -
             faults.add(name, f"{function!r} is no function, so it cannot be a step")
             continue
         mark = plain_mark(function)
-        if not mark.name.isidentifier():
+        owner = getattr(function, "__self__", None) if mark.method else None
+        if mark.method and owner is None:
+            faults.add(name, f"step {mark.name!r} is a method; list it as that of an object, `thing.{mark.name}`")
+        elif not mark.name.isidentifier():
             faults.add(name, f"a step is named {mark.name!r}; give it a name with @step(name=...)")
-        elif any(mark.name == other.name for other in marks):
+        elif any(mark.name == other.name for other, _ in marks):
             faults.add(name, f"has two steps named {mark.name!r}; rename one with @step(name=...)")
         else:
-            marks.append(mark)
+            marks.append((mark, owner))
     return marks
 
 
-def _wire_step(step: StepDefinition, places: Mapping[str, int], inputs: Sequence[str]) -> Wired:
+def _wire_step(step: StepDefinition, owner: Any, places: Mapping[str, int], inputs: Sequence[str]) -> Wired:
     sources = tuple(places[p.name] if p.name in places else -1 - inputs.index(p.name) for p in step.inputs)
-    return Wired(step, sources, tuple(dict.fromkeys(s for s in sources if s >= 0)))
+    return Wired(step, sources, tuple(dict.fromkeys(s for s in sources if s >= 0)), owner)
 
 
 def _inputs(
@@ -179,6 +185,7 @@ def _starter(name: str, inputs: tuple[Parameter, ...], last: StepDefinition) -> 
         input=Codec(tuple[types]),  # type: ignore[valid-type]  # built from annotations
         signature=signature,
         arity=len(inputs),
+        kinds=(),
         scalar=last.scalar,
         positional=len(inputs),
         keywords=(),

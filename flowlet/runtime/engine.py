@@ -17,7 +17,8 @@ from typing import NoReturn
 import anyio
 
 from flowlet.core.codec import pack
-from flowlet.core.engine import COMPENSATING, Decided, Pending, StepCall, StepCancelled, Suspended
+from flowlet.core.current import run_context
+from flowlet.core.engine import COMPENSATING, Decided, Pending, StepCall, StepCancelled, Suspended, cut_off
 from flowlet.core.failures import Failure, rebuild_failure
 from flowlet.core.run_records import (
     AttemptErred,
@@ -34,7 +35,7 @@ from flowlet.core.steps import digest
 from flowlet.errors import HistoryMismatch, RunError
 from flowlet.runtime.journal import Journal
 from flowlet.runtime.steps import Host, StepRunner
-from flowlet.runtime.tasks import Latch, Task, spawn
+from flowlet.runtime.tasks import Latch, Task, check_cancelled, spawn
 
 
 class LocalPending(Pending):
@@ -78,7 +79,13 @@ class _Notice:
 
 
 class LocalEngine:
-    """The engine of one run in this process."""
+    """The engine of one run in this process.
+
+    Attributes:
+        cut: a cancellation has passed through a wait for steps, which then stay open.
+    """
+
+    cut = False
 
     # Defaults of what most runs never touch: a run is short, and setting up its engine is most of it.
     _replay: deque[Outcome | Noted] | tuple[()] = ()
@@ -112,8 +119,12 @@ class LocalEngine:
     async def perform(self, call: StepCall, /) -> bytes:
         """Start one step and wait for its encoded result."""
         if self._open or self._replay:
+            if self.cut:
+                await self.judge_cut()
             pending = self.step(call)
             await self.first((pending,))
+            if isinstance(pending.error, StepCancelled):  # nobody asks for a step that it waits for to be stopped
+                raise cut_off(call.key)
             return await self.value(pending)
         self._starts = start = self._starts + 1
         host, journal = self._host, self.journal
@@ -128,21 +139,27 @@ class LocalEngine:
             await self._before_effect()
             began = perf_counter()
         definition = call.definition
-        scope = call.scope
-        if scope is None or not definition.plain or start in self._attempts:
-            return await self._runner.attempt(start, call, self._past(start, call), self._runner.persist)
-        # The plain case in one piece: every call saved here is paid by each step of each run.
-        scope.inside = call
         try:
-            result = await definition.function(*call.args)
-        except Exception as error:
-            scope.inside = None
-            return await self._runner.fail(start, call, began, began, error, self._runner.persist)
-        except BaseException:
-            scope.inside = None
+            if not definition.plain or start in self._attempts:
+                return await self._runner.attempt(start, call, self._past(start, call), self._runner.persist)
+            # The plain case in one piece: every call saved here is paid by each step of each run.
+            token = run_context.set(call)
+            try:
+                result = await definition.function(*call.args)
+            except Exception as error:
+                run_context.reset(token)
+                return await self._runner.fail(start, call, began, began, error, self._runner.persist)
+            except BaseException:
+                run_context.reset(token)
+                raise
+            run_context.reset(token)
+            return self._runner.record_value(start, call, began, result)
+        except (Exception, Suspended):
             raise
-        scope.inside = None
-        return self._runner.record_value(start, call, began, result)
+        except BaseException:
+            self._open[start] = pending = LocalPending(start, call)
+            pending.launched = self.cut = True
+            raise
 
     def step(self, call: StepCall, /) -> LocalPending:
         """Start a step; its effect begins when the interpreter waits."""
@@ -181,7 +198,15 @@ class LocalEngine:
             if self._replay:
                 self._deliver_recorded()
             elif not self._stop_unlaunched():
-                await self._work()
+                if self.cut:
+                    await self.judge_cut()
+                try:
+                    await self._work()
+                except (Exception, Suspended):
+                    raise
+                except BaseException:
+                    self.cut = True
+                    raise
 
     async def value(self, pending: Pending, /) -> bytes:
         """Return the encoded result of one that has ended, or raise what it raised."""
@@ -197,6 +222,34 @@ class LocalEngine:
     def now(self) -> float:
         """Return the time of the last record the run has seen."""
         return self._runner.now
+
+    async def judge_cut(self) -> NoReturn:
+        """Find out why a wait for steps was cut off: the task is cancelled, or the body went on without them.
+
+        Raises:
+            RunError: the body has put a timeout or cancel scope around them, which a replay cannot repeat.
+        """
+        await check_cancelled()
+        keys = [p.key for p in self._open.values()]
+        await self.settle_cut()
+        raise cut_off(*keys)
+
+    async def settle_cut(self) -> None:
+        """Stop the steps that a wait was cut off from, and record that they were stopped."""
+        for pending in self._open.values():
+            pending.stopping = True
+        await self.shut_down()
+        ended = {n.pending.start: n for n in self._inbox or () if n.value is not None}
+        for pending in list(self._open.values()):
+            notice = ended.get(pending.start)
+            if notice is None:
+                self.journal.pending.append(self._runner.pack_stopped(pending.start, pending.call))
+                self._end(pending, b"", StepCancelled(pending.key))
+            else:
+                await self._take(notice)
+        if self._inbox is not None:
+            self._inbox.clear()
+        self.cut = False
 
     # -------------------------------------------------------------- the execution's side
     @property
@@ -277,7 +330,7 @@ class LocalEngine:
         if isinstance(record, StepEnded):
             self._end(pending, record.value, None)
         elif isinstance(record, StepErred):
-            self._end(pending, b"", rebuild_failure(record.error, record.key, record.attempt))
+            self._end(pending, b"", rebuild_failure(record.error))
         else:
             self._end(pending, b"", StepCancelled(record.key))
 

@@ -115,6 +115,8 @@ class Execution:
             assert self._engine is not None
             try:
                 value = await Drive(interpretation.forward(), self._engine)
+                if self._engine.cut:
+                    await self._engine.judge_cut()
             except Exception as error:
                 if not interpretation.undoes:
                     await self._failed(error, Undone())
@@ -151,6 +153,8 @@ class Execution:
             assert self._engine is not None
             try:
                 value = await Drive(interpretation.forward(), self._engine)
+                if self._engine.cut:
+                    await self._engine.judge_cut()
             except Exception as error:
                 await self._unwind(interpretation, error)
             except anyio.get_cancelled_exc_class():
@@ -255,11 +259,15 @@ class Execution:
         if log.active and interpretation.undoes:
             log.info("run.compensating", run_id=self.journal.id, definition=self.definition.name, error=repr(error))
         assert self._engine is not None
+        if self._engine.cut:
+            await self._engine.settle_cut()
         await self._failed(error, await Drive(interpretation.backward(error), self._engine))
 
     async def _failed(self, error: Exception, undone: Undone) -> None:
         engine = self._engine
         assert engine is not None
+        if engine.cut:
+            await engine.settle_cut()
         engine.check_end()
         status: EndStatus = "compensation_failed" if undone.failed else "compensated" if undone.steps else "failed"
         failures = tuple(describe_failure(e) for e in undone.errors)

@@ -72,6 +72,13 @@ class Bond:
         self.at = 0.0
         self._flowlet_turn: Turn | None = None
 
+    # What is deep-copied or pickled with a machine by code of its own is a machine without this.
+    def __deepcopy__(self, memo: object) -> None:
+        return None
+
+    def __reduce__(self) -> tuple[Any, tuple[()]]:
+        return type(None), ()
+
     # Told to callbacks --------------------------------------------------------------------------
     def stamp(self, *, committed: bool) -> tuple[int, datetime]:
         """Return version and time of the transition that is being made, or has just been."""
@@ -280,6 +287,7 @@ class Bond:
         Raises:
             RunNotFound: it has been pruned.
             HistoryMismatch: what others have written does not fit the definition.
+            DecodeError: a record is damaged or missing.
         """
         if self._unsure:
             # Appends are stored in the order they were accepted: behind this one, the cancelled one is decided.
@@ -296,7 +304,7 @@ class Bond:
         if self.version:
             fold.version, fold.data, fold.raised, fold.keys = self.version, self.data, self.raised, self.keys
             fold.configuration = self._known(machine)
-        fold.add(stored.records)
+        fold.add(stored.records, stored.head.version)
         values = fold.values()
         for name, value in zip(self.definition.data.names, values, strict=True):
             setattr(machine, name, value)
@@ -339,7 +347,7 @@ class Bond:
             before = await store.load(self.id, after=self.version)
             if before is None:
                 raise RunNotFound(f"machine {self.id!r} is no longer in the store: it was pruned")
-            if before.records:
+            if before.head.version != self.version:
                 self.adopt(machine, before)
             if before.head.owner == worker:
                 claims = Claims(heads=[before.head])  # left by an append of this process that was cancelled

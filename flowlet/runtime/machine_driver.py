@@ -14,8 +14,10 @@ from typing import Any
 
 from flowlet.core.chart import Plan, Plans
 from flowlet.core.current import run_context
+from flowlet.core.guards import guard_failure
 from flowlet.core.hooks import Callback, Transition, refuse_awaitable
 from flowlet.core.machine import MachineDefinition
+from flowlet.core.run import InsideEvent
 from flowlet.core.states import DEFINITION
 from flowlet.errors import Conflict, HookFailed, MachineError, TransitionNotAllowed
 from flowlet.runtime.machine_bond import Bond
@@ -67,10 +69,21 @@ async def choose(
 
     Returns:
         The plan; or the name of the first guard that refused; or None when there are no plans.
+
+    Raises:
+        TypeError: the arguments do not fit the method whose guards would judge them.
+        HookFailed: a guard raised.
     """
     refusal: str | None = None
+    misfit: TypeError | None = None
     agreed: Any = None
     for plan in plans:
+        if plan.asks:
+            try:
+                plan.parameters.check(args, kwargs)
+            except TypeError as error:
+                misfit = misfit or error  # of several methods that serve the event, another may take them
+                continue
         gate = plan.gate
         if gate is not None and gate.leaf.function is not agreed:  # type: ignore[union-attr]
             refused = await _ask(gate, machine, bond, args, kwargs)
@@ -85,6 +98,8 @@ async def choose(
                 break
         else:
             return plan
+    if misfit is not None:
+        raise misfit
     return refusal
 
 
@@ -95,10 +110,13 @@ async def _ask(
     if leaf is None or not leaf.alone:
         refusal: str | None = await check.refusal(machine, args, kwargs, Happening(bond, None))
         return refusal
-    answer = leaf.function(machine)
-    if leaf.is_async:
-        answer = await answer
-    elif answer is not True and answer is not False:
+    try:
+        answer = leaf.function(machine)
+        if leaf.is_async:
+            answer = await answer
+    except Exception as error:
+        raise guard_failure(machine, check.name, error) from error
+    if answer is not True and answer is not False and not leaf.is_async:
         refuse_awaitable(answer, f"guard {check.name!r}")
     return None if answer else check.name
 
@@ -170,7 +188,7 @@ async def _act_provided(
 ) -> Any:
     """Run an action that takes provided parameters; they and what is given go by name."""
     assert happening is not None
-    plan.parameters.check(args, {k: v for k, v in kwargs.items() if k not in dict(plan.parameters.provided)})
+    plan.parameters.check(args, kwargs)
     named = {**dict(zip(plan.parameters.names, args, strict=False)), **kwargs}
     for name, annotation in plan.parameters.provided:
         if name not in named:
@@ -316,11 +334,20 @@ async def _handle_stored(
             await bond.refresh(machine)
         if bond.raised:
             await continue_raised(machine, bond, turn)
-        run = run_context.get()
-        key = None if run is None else run.event_key(bond.id, event)
-        if key is not None and key in bond.keys:
+        scope = run_context.get()
+        if scope is None:
+            return await _attempt(machine, bond, turn, table, event, args, kwargs, None)
+        key = scope.event_key(bond.id, event)
+        if key in bond.keys:
             return bond.recorded(key)
-        return await _attempt(machine, bond, turn, table, event, args, kwargs, key)
+        if scope.inside is not None:
+            return await _attempt(machine, bond, turn, table, event, args, kwargs, key)
+        # A replay is answered from the key, so that what callbacks call must not be in the run's journal.
+        token = run_context.set(InsideEvent(scope.run(), key))
+        try:
+            return await _attempt(machine, bond, turn, table, event, args, kwargs, key)
+        finally:
+            run_context.reset(token)
     except Exception:
         raise
     except BaseException:
@@ -387,12 +414,18 @@ async def finish(machine: Any, bond: Bond, turn: Turn) -> None:
 
 
 async def continue_raised(machine: Any, bond: Bond, turn: Turn) -> None:
-    """Handle what an interrupted turn, maybe of another process, has raised and not handled."""
+    """Handle what an interrupted turn, maybe of another process, has raised and not handled.
+
+    It is no part of the run that happens to find it.
+    """
     await bond.lease(machine, patient=False, interrupted=True)
+    token = run_context.set(None)
     try:
         turn.raised = deque(bond.recall_raised())
         await drain(machine, bond, turn, bond.definition)
     except HookFailed as failure:
         bond.log_failed(failure)
+    finally:
+        run_context.reset(token)
     if not bond.stale:
         await bond.settle(machine)

@@ -12,13 +12,17 @@ import inspect
 from typing import Any
 
 from flowlet.core.machine import MachineDefinition
+from flowlet.core.faults import describe
 from flowlet.core.machine_members import overrides
 from flowlet.core.states import DEFINITION
-from flowlet.errors import MachineError
+from flowlet.errors import DefinitionError, MachineError
+from flowlet.runtime.machine_copies import install_copying
 from flowlet.runtime.machine_trigger import make_trigger
 
 STATE, TURN = "_flowlet_state", "_flowlet_turn"
 MADE_HERE = "__flowlet_new__"
+ASSEMBLED = "__flowlet_assembled__"
+"""The attribute of an assembled class that holds the class itself and its ``__init__``, as they were then."""
 
 
 def install_machine(definition: MachineDefinition) -> type:
@@ -29,6 +33,8 @@ def install_machine(definition: MachineDefinition) -> type:
     setattr(cls, DEFINITION, definition)
     if cls is definition.cls:
         cls.__new__ = _new_for(cls)  # type: ignore[method-assign]
+    install_copying(cls)
+    setattr(cls, ASSEMBLED, (cls, inspect.getattr_static(cls, "__init__")))
     return cls
 
 
@@ -37,6 +43,7 @@ def definition_of(thing: Any) -> MachineDefinition:
 
     Raises:
         MachineError: it has not been assembled, or inherits from a machine, changes it, and has not.
+        DefinitionError: another decorator has changed the class since.
     """
     cls = thing if isinstance(thing, type) else type(thing)
     definition: MachineDefinition | None = getattr(cls, DEFINITION, None)
@@ -49,7 +56,21 @@ def definition_of(thing: Any) -> MachineDefinition:
                 f"{cls.__qualname__} changes {changed!r} of the machine it inherits from, "
                 f"but has not been assembled: put @flow.machine on it"
             )
+    _check_outermost(cls)
     return definition
+
+
+def _check_outermost(cls: type) -> None:
+    """Raise if a class is not the one that was assembled, or is built in another way."""
+    home = next(base for base in cls.__mro__ if DEFINITION in vars(base))
+    made, init = vars(home).get(ASSEMBLED, (None, None))
+    if made is not home or inspect.getattr_static(home, "__init__") is not init:
+        raise DefinitionError(
+            [
+                f"{describe(cls)}: a decorator has changed the class since its assembly; "
+                "@flow.machine must be the outermost decorator, above @dataclass and @attrs.define"
+            ]
+        )
 
 
 def _has_room(cls: type) -> bool:
@@ -88,8 +109,12 @@ def _new_for(cls: type) -> Any:
             raise TypeError(f"{kind.__name__}() takes no arguments")
         else:
             made = make(kind)
-        made._flowlet_state = getattr(kind, DEFINITION).initial
-        made._flowlet_turn = None
+        try:
+            made._flowlet_state = getattr(kind, DEFINITION).initial
+            made._flowlet_turn = None
+        except (AttributeError, TypeError):
+            _check_outermost(kind)
+            raise
         return made
 
     setattr(__new__, MADE_HERE, True)

@@ -13,7 +13,9 @@ from typing import Any, NoReturn, ParamSpec
 
 from flowlet.core.chart import Plan
 from flowlet.core.codec import encode
+from flowlet.core.current import run_context
 from flowlet.core.marks import StateRef
+from flowlet.core.run import InsideEvent
 from flowlet.core.states import Configuration
 from flowlet.errors import MachineError
 from flowlet.runtime.machine_bond import Bond
@@ -50,7 +52,16 @@ class Answer:
         elif bond.stale:
             await _catch_up(machine, bond, self._ref.event)
         plans = self._ref.table.get(machine._flowlet_state, ())
-        return isinstance(await choose(machine, bond, plans, self._args, self._kwargs), Plan)
+        scope = run_context.get()
+        if bond is None or scope is None or scope.inside is not None:
+            return isinstance(await choose(machine, bond, plans, self._args, self._kwargs), Plan)
+        # A replay may find the machine in another state and ask no guard, or another one.
+        run = scope.run()
+        token = run_context.set(InsideEvent(run, f"{run.id}/can_{self._ref.event}"))
+        try:
+            return isinstance(await choose(machine, bond, plans, self._args, self._kwargs), Plan)
+        finally:
+            run_context.reset(token)
 
 
 async def _catch_up(machine: Any, bond: Bond, event: str) -> None:

@@ -14,6 +14,7 @@ import msgspec
 from flowlet.core.chart import Plan, Plans
 from flowlet.core.codec import pack
 from flowlet.core.current import machine_context
+from flowlet.core.guards import guard_failure
 from flowlet.core.hooks import refuse_awaitable
 from flowlet.core.machine import MachineDefinition
 from flowlet.core.machine_data import DataShape, Snapshot
@@ -123,9 +124,12 @@ async def move_waiting(machine: Any, way: Simple, event: str, args: tuple[Any, .
     taken: Any = _UNREAD
     try:
         if guard is not None:
-            agreed = guard(machine)
-            if guard_is_async:
-                agreed = await agreed
+            try:
+                agreed = guard(machine)
+                if guard_is_async:
+                    agreed = await agreed
+            except Exception as error:
+                raise guard_failure(machine, guard_name, error) from error
             if agreed is not True:
                 judge(machine, event, guard_name, agreed)
         if read is not None:
@@ -179,9 +183,12 @@ async def move_stored(machine: Any, bond: Bond, way: Stored, args: tuple[Any, ..
     taken: Any = _UNREAD
     try:
         if guard is not None:
-            agreed = guard(machine)
-            if guard_is_async:
-                agreed = await agreed
+            try:
+                agreed = guard(machine)
+                if guard_is_async:
+                    agreed = await agreed
+            except Exception as error:
+                raise guard_failure(machine, guard_name, error) from error
             if agreed is not True:
                 judge(machine, event, guard_name, agreed)
         if read is not None:

@@ -13,6 +13,7 @@ from typing import Any
 
 from flowlet.core.chart import Plans
 from flowlet.core.current import run_context
+from flowlet.core.guards import guard_failure
 from flowlet.core.hooks import refuse_awaitable
 from flowlet.core.machine import MachineDefinition
 from flowlet.core.marks import TRANSITIONS
@@ -80,9 +81,12 @@ def _alone(definition: MachineDefinition, table: Plans, ways: Ways, event: str) 
         self._flowlet_turn = BUSY
         try:
             if guard is not None:
-                agreed = guard(self)
-                if guard_is_async:
-                    agreed = await agreed
+                try:
+                    agreed = guard(self)
+                    if guard_is_async:
+                        agreed = await agreed
+                except Exception as error:
+                    raise guard_failure(self, guard_name, error) from error
                 if agreed is not True:
                     judge(self, event, guard_name, agreed)
             if read is None:
@@ -142,9 +146,12 @@ def _with_arguments(definition: MachineDefinition, table: Plans, ways: Ways, eve
         self._flowlet_turn = BUSY
         try:
             if guard is not None:
-                agreed = guard(self)
-                if guard_is_async:
-                    agreed = await agreed
+                try:
+                    agreed = guard(self)
+                    if guard_is_async:
+                        agreed = await agreed
+                except Exception as error:
+                    raise guard_failure(self, guard_name, error) from error
                 if agreed is not True:
                     judge(self, event, guard_name, agreed)
             if read is None:

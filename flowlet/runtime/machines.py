@@ -13,10 +13,12 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
+from flowlet.core.current import run_context
 from flowlet.core.faults import describe
+from flowlet.core.ids import check_id
 from flowlet.core.machine import MachineDefinition, Transition
 from flowlet.core.machine_data import DataShape, unknown_data
-from flowlet.core.machine_records import Fold, Moved, read_record, transition_of
+from flowlet.core.machine_records import Fold, Moved, check_complete, read_record, transition_of
 from flowlet.errors import Conflict, DefinitionError, IdConflict, MachineError, RunNotFound
 from flowlet.runtime.logs import Log
 from flowlet.runtime.machine_bond import Bond
@@ -64,7 +66,7 @@ class Machines:
 
         Args:
             machine: an object that has not been used as a machine yet, or its class.
-            id: unique in the store; a new one by default.
+            id: unique in the store; a new one by default, which inside of a run is the same on every replay.
             data: the data attributes, when a class is given.
 
         Returns:
@@ -72,7 +74,7 @@ class Machines:
             the object that was given.
 
         Raises:
-            IdConflict: the id is taken by something else, or was created with other data.
+            IdConflict: the id is taken by something else, was created with other data, or is no id.
             EncodeError: the data cannot be stored.
             DefinitionError: the class cannot be built again from its data.
             MachineError: the object has left its initial state, or has another id.
@@ -80,12 +82,12 @@ class Machines:
         definition = definition_of(machine)
         _check_buildable(definition)
         if id is not None:
-            _check_id(id)
+            check_id(id)
         made: Any = self._build(definition, machine, data) if isinstance(machine, type) else machine
         bond = made._flowlet_turn
         if type(bond) is Bond and bond.office is self._office and id in (None, bond.id):
             return made  # type: ignore[no-any-return]
-        return await self._create(definition, made, id or self._new_id(definition))  # type: ignore[no-any-return]
+        return await self._create(definition, made, id or self._make_id(definition))  # type: ignore[no-any-return]
 
     async def _create(self, definition: MachineDefinition, machine: Any, id: str) -> Any:
         async with _Door(self._doors, id):
@@ -125,7 +127,7 @@ class Machines:
             raise RunNotFound(f"machine {id!r} was pruned while it was created; create it again")
         _check_head(definition, stored.head)
         fold = Fold(definition, id)
-        fold.add(stored.records)
+        fold.add(stored.records, min(1, stored.head.version))
         if definition.data.encode(fold.values()) != definition.data.encode(definition.data.values(machine)):
             raise IdConflict(
                 f"machine {id!r} was created with other data; load it with flow.load, or give this one another id"
@@ -150,7 +152,10 @@ class Machines:
                 setattr(made, name, value)
         return made
 
-    def _new_id(self, definition: MachineDefinition) -> str:
+    def _make_id(self, definition: MachineDefinition) -> str:
+        scope = run_context.get()
+        if scope is not None:
+            return scope.event_key("machine", f"{definition.name}()")  # the same on every replay
         # A prefix and a counter: ids that are made together are neighbours in an index.
         return f"{definition.name}-{self._prefix}-{next(self._numbers):06d}"
 
@@ -167,7 +172,7 @@ class Machines:
             DecodeError: a record is damaged.
         """
         definition = definition_of(cls)
-        _check_id(id)
+        check_id(id)
         _check_buildable(definition)
         async with _Door(self._doors, id):
             machine: M = await self._open(definition, cls, id)
@@ -194,7 +199,7 @@ class Machines:
     async def _revive(self, definition: MachineDefinition, cls: type, id: str, stored: Stored) -> Any:
         _check_head(definition, stored.head)
         fold = Fold(definition, id)
-        fold.add(stored.records)
+        fold.add(stored.records, stored.head.version)
         values = fold.values()
         machine = self._build(definition, cls, dict(zip(definition.data.names, values, strict=True)))
         # __init__ may have changed what it was given: the history is right.
@@ -206,9 +211,13 @@ class Machines:
         machine._flowlet_turn = bond
         on_load = getattr(machine, "on_load", None)
         if on_load is not None:
-            outcome = on_load()
-            if inspect.isawaitable(outcome):
-                await outcome
+            token = run_context.set(None)  # whether it runs depends on what is live: no part of the run that loads
+            try:
+                outcome = on_load()
+                if inspect.isawaitable(outcome):
+                    await outcome
+            finally:
+                run_context.reset(token)
         return machine
 
     async def _refresh(self, machine: Any) -> None:
@@ -241,7 +250,7 @@ class Machines:
             IdConflict: the id is no machine's.
             DecodeError: a record is damaged.
         """
-        _check_id(id)
+        check_id(id)
         version = 0
         while True:
             stored = await self._office.store.load(id, after=version, limit=PAGE)
@@ -249,6 +258,7 @@ class Machines:
                 raise RunNotFound(f"there is no machine {id!r} in this store")
             if stored.head.kind != KIND:
                 raise IdConflict(f"{id!r} is a {stored.head.kind}, not a machine")
+            check_complete(id, version, len(stored.records), min(version + PAGE, stored.head.version))
             for data in stored.records:
                 version += 1
                 record = read_record(data, version, id)
@@ -309,11 +319,6 @@ class _Door:
         self._seat._users -= 1
         if not self._seat._users:
             del self._doors[self._id]
-
-
-def _check_id(id: Any) -> None:
-    if not isinstance(id, str) or not id:
-        raise MachineError(f"a machine's id is a string that is not empty, not {id!r}")
 
 
 def _check_buildable(definition: MachineDefinition) -> None:

@@ -14,8 +14,10 @@ from typing import Any
 import anyio
 
 from flowlet.core.codec import pack
+from flowlet.core.current import run_context
 from flowlet.core.definitions import RunDefinition
 from flowlet.core.engine import Suspended
+from flowlet.core.ids import check_id
 from flowlet.core.run_records import Ended, Parked, RunRecord, Started, run_record_codec
 from flowlet.core.steps import Provide
 from flowlet.errors import (
@@ -61,7 +63,7 @@ class Runs:
         self.log = log
         self._durable = store.capabilities.durable
         self.max_payload = store.capabilities.max_payload
-        self.closing = False
+        self.closing = self.stopping = False
         self.live: dict[str, Execution] = {}
         self._orphans: set[str] = set()
         self._tasks: set[Task] = set()
@@ -103,10 +105,14 @@ class Runs:
         """Start no further step, give running ones ``grace`` seconds, then leave the rest to a restart."""
         self.closing = True
         await self.worker.stop_looking()
-        with anyio.move_on_after(grace):
-            await self._wait_for_tasks()
-            for execution in list(self.live.values()):  # those that callers execute in their own tasks
-                await execution.done.wait()
+        async with anyio.create_task_group() as group:
+            group.start_soon(self.worker.keep_lease)
+            with anyio.move_on_after(grace):
+                await self._wait_for_tasks()
+                for execution in list(self.live.values()):  # those that callers execute in their own tasks
+                    await execution.done.wait()
+            group.cancel_scope.cancel()
+        self.stopping = True
         for task in list(self._tasks):
             task.cancel()
         await self._wait_for_tasks()
@@ -121,12 +127,18 @@ class Runs:
     # -------------------------------------------------------------- starting
     async def start(self, definition: RunDefinition, inputs: tuple[Any, ...], id: str | None) -> Handle[Any]:
         """Start a run in a task of flowlet's own, or find the one that has the id."""
+        id = id if id is not None else self.derived_id(definition)
         created = await self._create(definition, inputs, id)
         if isinstance(created, str):
             return Handle(created, self, definition)
         execution, started, _ = created
         self._spawn_run(execution, (started,))
         return Handle(execution.journal.id, self, definition)
+
+    def derived_id(self, definition: RunDefinition) -> str | None:
+        """Return the id of a run that another run starts without naming it: the same on every replay."""
+        scope = run_context.get()
+        return None if scope is None else scope.event_key("run", f"{definition.name}()")
 
     async def execute(
         self, definition: RunDefinition, inputs: tuple[Any, ...], id: str | None, instance: Any = None
@@ -214,7 +226,7 @@ class Runs:
         starter = definition.starter
         data = starter.encode_input(inputs)
         given = starter.input.decode(data, f"the input of {definition.name!r}")
-        run_id = self._ids.next() if id is None else _checked(id)
+        run_id = self._ids.next() if id is None else check_id(id)
         if run_id in self.live:
             await self._check_same(run_id, definition, data)
             return run_id
@@ -395,16 +407,15 @@ class Runs:
         stored = await self._store.load(id, after=after, limit=limit)
         if stored is None:
             raise RunNotFound(f"there is no run {id!r} in this store; look at the id and the store's URL")
+        if limit is None and len(stored.records) != stored.head.version - after:
+            raise DecodeError(
+                f"run {id!r} has {stored.head.version} records, but {len(stored.records)} are there behind "
+                f"number {after}: the store is damaged; restore it from a backup"
+            )
         return stored
 
     def _decode(self, id: str, number: int, data: bytes) -> RunRecord:
         return run_record_codec.decode(data, f"record {number} of run {id!r}")
-
-
-def _checked(id: object) -> str:
-    if not isinstance(id, str) or not id or len(id) > 500 or "\x00" in id:
-        raise IdConflict(f"an id is a text of 1 to 500 characters without NUL, not {id!r}")
-    return id
 
 
 def _no_task() -> object:

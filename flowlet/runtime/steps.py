@@ -31,11 +31,13 @@ class Host(Protocol):
 
     Attributes:
         closing: the process wants to stop: no further step may start.
+        stopping: steps are being cut off, so that what they raise is no failure of theirs.
         deadline: the time of ``perf_counter`` at which the lease may have run out.
         epoch: the store's time when ``perf_counter`` was 0.
     """
 
     closing: bool
+    stopping: bool
     deadline: float
     epoch: float
     log: Log
@@ -149,6 +151,8 @@ class StepRunner:
             persist: makes the record of a failed attempt durable.
         """
         while True:
+            if self._host.stopping:
+                raise Suspended from error
             ended = perf_counter()
             delay = None
             if call.definition.retry is not None:
@@ -238,13 +242,14 @@ class StepRunner:
         self, start: int, call: StepCall, seconds: float, error: Exception, records: list[bytes] | None
     ) -> None:
         """Record the failure of a step."""
-        record = self._pack("e", start, call, seconds, self.describe(error))
+        record = self._pack("e", start, call, seconds, self.describe(error, call))
         (self._journal.pending if records is None else records).append(record)
 
-    def describe(self, error: Exception) -> Failure:
+    def describe(self, error: Exception, call: StepCall | None = None) -> Failure:
         """Describe a failure, once: a step's error is recorded as the step's, the decision's and the run's."""
         if self._failure is None or self._failure[0] is not error:
-            self._failure = (error, describe_failure(error))
+            step, attempts = ("", 1) if call is None else (call.key, call.attempt)
+            self._failure = (error, describe_failure(error, step, attempts))
         return self._failure[1]
 
     def _pack(self, tag: str, start: int, call: StepCall, *rest: Any) -> bytes:

@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
 import anyio
+import anyio.lowlevel
 
 from flowlet.core.current import machine_context, run_context
 
@@ -36,6 +37,17 @@ def is_loop_running() -> bool:
     except RuntimeError:
         return False
     return True
+
+
+async def check_cancelled() -> None:
+    """Raise the cancellation that the running task is still under, if it is under one."""
+    await anyio.lowlevel.checkpoint()
+    if not on_trio():
+        import asyncio
+
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise asyncio.CancelledError
 
 
 class Latch:

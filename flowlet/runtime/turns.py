@@ -62,6 +62,13 @@ class Turn(msgspec.Struct, eq=False):
     raised: deque[Raised] | None = None
     waiters: deque[Waiter] | None = None
 
+    # What is deep-copied or pickled with a machine by code of its own is a machine without this.
+    def __deepcopy__(self, memo: object) -> None:
+        return None
+
+    def __reduce__(self) -> tuple[Any, tuple[()]]:
+        return type(None), ()
+
 
 BUSY: Final = Turn()
 """The turn of a transition whose callbacks wait for nothing, until somebody queues or raises an event."""

@@ -87,6 +87,15 @@ class Worker:
             await self._task.done.wait()
             self._task = None
 
+    async def keep_lease(self) -> None:
+        """Renew the lease until cancelled, and do nothing else: what still runs is not to be taken over."""
+        while True:
+            await anyio.sleep(self._lease / 3)
+            try:
+                await self._beat()
+            except StoreError as error:
+                self._log.warning("store.unavailable", error=str(error))
+
     async def stop(self) -> None:
         """Give back every lease and leave the store's records."""
         await self.stop_looking()

@@ -120,7 +120,7 @@ class StrictEngine:
             return data
         if kind == "cancelled":
             raise StepCancelled(pending.key)
-        raise rebuild_failure(_failure.decode(data, "a failure"), pending.key)
+        raise rebuild_failure(_failure.decode(data, "a failure"))
 
     async def perform(self, call: StepCall, /) -> bytes:
         pending = self.step(call)
@@ -186,7 +186,9 @@ class StrictRun:
         instance = None
         if isinstance(definition.target, type):
             instance = definition.target(**{p.name: self._provide(p.annotation) for p in definition.constructor})
-        provided = {p.name: self._provide(p.annotation) for p in definition.starter.providers if p.annotation is not Run}
+        provided = {
+            p.name: self._provide(p.annotation) for p in definition.starter.providers if p.annotation is not Run
+        }
         inputs = definition.starter.input.decode(self._input, "the input")
         context = Context(engine, current_task_function(), instance, provided)
         interpretation = definition.interpret(context, inputs)

@@ -50,11 +50,11 @@ class Address(msgspec.Struct):
 
 def stored(error: BaseException) -> Failure:
     """Return what a store gives back of it."""
-    return msgspec.msgpack.decode(pack(describe_failure(error)), type=Failure)
+    return msgspec.msgpack.decode(pack(describe_failure(error, "charge", 3)), type=Failure)
 
 
 def again(error: Exception) -> Exception:
-    return rebuild_failure(stored(error), "charge", 3)
+    return rebuild_failure(stored(error))
 
 
 def test_what_is_kept() -> None:
@@ -126,7 +126,7 @@ def test_a_class_of_a_function_comes_back_as_step_failed() -> None:
 def test_a_class_that_is_not_imported_comes_back_as_step_failed_and_nothing_is_imported() -> None:
     failure = msgspec.structs.replace(stored(ValueError("x")), type="wave:Error")
     assert "wave" not in sys.modules
-    assert_step_failed(rebuild_failure(failure, "charge", 3), "wave:Error", "Error: x")
+    assert_step_failed(rebuild_failure(failure), "wave:Error", "Error: x")
     assert "wave" not in sys.modules
 
 
@@ -182,6 +182,13 @@ def test_a_class_that_was_replaced_by_something_else(monkeypatch: pytest.MonkeyP
     assert isinstance(rebuild_failure(failure), StepFailed)
     module.Gone = type("Gone", (Exception,), {})  # type: ignore[attr-defined]
     assert type(rebuild_failure(failure)) is module.Gone  # type: ignore[attr-defined]
+
+
+def test_without_a_step_it_says_that_it_failed() -> None:
+    back = rebuild_failure(describe_failure(ExceptionGroup("two", [ValueError("a")])))
+    assert isinstance(back, StepFailed)
+    assert (back.step, back.attempts) == ("", 1)
+    assert str(back).startswith("it failed with ExceptionGroup: two")
 
 
 @pytest.mark.parametrize("error", [EncodeError("x"), DecodeError("x"), PayloadTooLarge("x")])

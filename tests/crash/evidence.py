@@ -116,9 +116,7 @@ def _check_attempts(workload: Workload, records: Sequence[RunRecord]) -> None:
         assert numbers == list(range(1, workload.attempts.get(key, 1) + 1)), f"attempts of {key}: {numbers}"
 
 
-def _check_effects(
-    workload: Workload, records: Sequence[RunRecord], effects: Sequence[Effect], crashes: int
-) -> None:
+def _check_effects(workload: Workload, records: Sequence[RunRecord], effects: Sequence[Effect], crashes: int) -> None:
     done = Counter(e.key for e in effects)
     recorded = Counter(r.key for r in records if isinstance(r, (AttemptErred, StepEnded, StepErred)))
     stopped = {r.key for r in records if isinstance(r, StepStopped)}

@@ -1,8 +1,8 @@
 """A process that shares its database with others; the tests start several and kill or pause some.
 
-    peers.py share DATABASE EFFECTS FIRST STEP COUNT KILL_AT    # start runs, wait for all of them
-    peers.py pause DATABASE EFFECTS BACKEND                     # start runs, stop itself in the middle of them
-    peers.py rescue DATABASE EFFECTS BACKEND                    # start nothing, wait until all runs have ended
+As ``share DATABASE EFFECTS FIRST STRIDE COUNT KILL_AT`` it starts runs and waits for all of them; as ``pause
+DATABASE EFFECTS BACKEND`` it starts runs and stops itself in the middle of them; as ``rescue DATABASE EFFECTS
+BACKEND`` it starts nothing and waits until all runs have ended.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,7 +23,6 @@ from killing import Kill, KillingStore
 from workloads import WORKLOADS, Flaky, Refused, Slip, effect, registries
 
 from flowlet import Flowlet, Registry, Retry, compensate, gather, step
-from flowlet.store import Write
 from flowlet.stores.sqlite import SQLiteStore
 
 T = TypeVar("T")

@@ -70,14 +70,14 @@ async def work(database: Path, stop: Path, seed: int) -> None:
             await anyio.sleep(0.05)
 
 
-def start(main: Callable[..., Awaitable[None]], *args: Any) -> int:
+def start(main: Callable[..., Awaitable[None]], *args: Any, backend: str = "asyncio") -> int:
     """Run a coroutine function in a child process; return its process id."""
     pid = os.fork()
     if pid == 0:
         code = 1
         try:
             structlog.configure(processors=[quietly, structlog.processors.JSONRenderer()])
-            anyio.run(main, *args)
+            anyio.run(main, *args, backend=backend)
             code = 0
         except BaseException:
             traceback.print_exc()
@@ -97,7 +97,8 @@ def quietly(logger: Any, method: str, event: Any) -> Any:
 class Chaos:
     """Processes on one file, and what becomes of them."""
 
-    def __init__(self, folder: Path, seed: int) -> None:
+    def __init__(self, folder: Path, seed: int, backend: str) -> None:
+        self.backend = backend
         self.database, self.stop = folder / "chaos.db", folder / "stop"
         self.effects = folder / "effects"
         self.report = folder / "report.json"
@@ -108,7 +109,7 @@ class Chaos:
         workloads.effects_file = str(self.effects)
 
     def add(self) -> None:
-        self.workers.add(start(work, self.database, self.stop, self.dice.getrandbits(32)))
+        self.workers.add(start(work, self.database, self.stop, self.dice.getrandbits(32), backend=self.backend))
 
     def kill_one(self) -> None:
         pid = self.dice.choice(sorted(self.workers))
@@ -190,10 +191,11 @@ def main() -> int:
     parser.add_argument("--processes", type=int, default=3)
     parser.add_argument("--every", type=float, default=0.3, help="seconds between two kills, on average")
     parser.add_argument("--seed", type=int, default=None)
+    parser.add_argument("--backend", choices=["asyncio", "trio"], default="asyncio")
     options = parser.parse_args()
     seed = random.SystemRandom().getrandbits(32) if options.seed is None else options.seed
     folder = Path(tempfile.mkdtemp(prefix="flowlet-chaos-"))
-    counts = Chaos(folder, seed).run(options.minutes * 60, options.processes, options.every)
+    counts = Chaos(folder, seed, options.backend).run(options.minutes * 60, options.processes, options.every)
     print(json.dumps({"seed": seed, **counts}, indent=1))
     if counts["faults"]:
         print(f"see {folder}", file=sys.stderr)

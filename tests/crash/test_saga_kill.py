@@ -64,7 +64,9 @@ def sweeps(
     """Make the sweeps that were asked for side by side, as many as there are processors."""
     folder = tmp_path_factory.mktemp("sweeps")
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        wanted = [i.callspec.params["sweep"] for i in request.session.items if "sweep" in getattr(i, "fixturenames", ())]
+        wanted = [
+            i.callspec.params["sweep"] for i in request.session.items if "sweep" in getattr(i, "fixturenames", ())
+        ]
         futures = {sweep: pool.submit(run_sweep, sweep, folder / "-".join(sweep)) for sweep in wanted}
         yield futures.__getitem__
         pool.shutdown(cancel_futures=True)

@@ -14,16 +14,13 @@ from pathlib import Path
 
 import anyio
 import pytest
+from evidence import Effect, check, read_effects, read_journal
+from workloads import WORKLOADS
 
 import flowlet
 from flowlet.core.run_records import StepEnded, StepErred
 from flowlet.store import Stored
 from flowlet.stores.sqlite import SQLiteStore
-
-sys.path.insert(0, str(Path(__file__).parent))  # the modules beside this one, whatever pytest's import mode
-
-from evidence import Effect, check, read_effects, read_journal  # noqa: E402
-from workloads import WORKLOADS  # noqa: E402
 
 RUNS = 300
 LEASE = 10.0  # the default

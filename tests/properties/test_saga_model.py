@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import anyio
@@ -13,6 +11,7 @@ import pytest
 import structlog
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from interrupted import Crash, Lives, drop_event
 from msgspec import Struct
 
 from flowlet import Registry, Retry, compensate, current_run, gather, step
@@ -30,10 +29,6 @@ from flowlet.core.run_records import (
 )
 from flowlet.errors import CompensationFailed
 from flowlet.store import Stored
-
-sys.path.insert(0, str(Path(__file__).parent))  # the module beside this one, whatever pytest's import mode
-
-from interrupted import Crash, Lives, drop_event  # noqa: E402
 
 POLICIES = (1, 2, 3)
 UNDO_POLICIES = (0, 1, 2)  # 0: no compensation
@@ -90,11 +85,14 @@ class Plan(Struct, frozen=True):
     fails: bool
 
 
-lives: Lives
+class World:
+    """Where the steps of a definition find what they act on."""
+
+    lives: Lives
 
 
 def act(fails: int, what: object) -> None:
-    run = current_run()
+    run, lives = current_run(), World.lives
     lives.effects.append((lives.number, run.idempotency_key.partition("/")[2], run.attempt))
     if run.attempt <= fails:
         raise Refused(str(what))
@@ -160,7 +158,8 @@ def parts() -> st.SearchStrategy[Part]:
 
 @st.composite
 def plans(draw: st.DrawFn) -> Plan:
-    blocks = draw(st.lists(st.builds(Block, st.lists(parts(), min_size=1, max_size=4), st.booleans()), min_size=1, max_size=5))
+    block = st.builds(Block, st.lists(parts(), min_size=1, max_size=4), st.booleans())
+    blocks = draw(st.lists(block, min_size=1, max_size=5))
     number = 0
     numbered = []
     for block in blocks:
@@ -282,8 +281,7 @@ def test_random_sagas_come_to_the_end_that_the_model_says(backend: str, examples
     @settings(max_examples=examples, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
     @given(plan=plans(), crashes=crashes, way=st.sampled_from(["execute", "start"]))
     def check(plan: Plan, crashes: list[Crash], way: Any) -> None:
-        global lives  # noqa: PLW0603 - the steps of a definition find the world they act on here
-        lives = Lives(backend)
+        lives = World.lives = Lives(backend)
         result, stored = lives.run(sagas, random_saga, [plan], crashes, way)
         records = read(stored)
         ended = outcomes(records)
@@ -409,8 +407,7 @@ def test_random_pipelines_come_to_the_end_that_the_model_says(backend: str, exam
     @settings(max_examples=examples, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
     @given(nodes=pipelines(), crashes=crashes, way=st.sampled_from(["execute", "start"]))
     def check(nodes: list[Node], crashes: list[Crash], way: Any) -> None:
-        global lives  # noqa: PLW0603 - as above
-        lives = Lives(backend)
+        lives = World.lives = Lives(backend)
         registry, definition = build(nodes)
         result, stored = lives.run(registry, definition, [1], crashes, way)
         model = PipelineModel(nodes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import enum
 import threading
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 import tenacity
 
 from flowlet import Flowlet, Retry, Run, gather, provided, step
-from flowlet.errors import ConfigError, PayloadTooLarge, StepTimeout
+from flowlet.errors import ConfigError, EncodeError, PayloadTooLarge, RunError, StepTimeout
 
 pytestmark = pytest.mark.anyio
 
@@ -371,3 +372,80 @@ async def test_times_of_records_never_go_backwards(flow: Flowlet) -> None:
     assert times == sorted(times)
     assert before - 0.1 <= times[0]
     assert times[-1] <= after + 0.1
+
+
+# ------------------------------------------------------------------ the tasks of parallel steps
+async def test_a_step_that_is_cancelled_before_its_task_has_begun(faulty_store: Any) -> None:
+    # `good` and `bad` end in the same turn of the loop, so `late` is started and cancelled before it can begin.
+    async def good(number: int) -> int:
+        await anyio.lowlevel.checkpoint()
+        return number
+
+    async def bad(number: int) -> int:
+        await anyio.lowlevel.checkpoint()
+        raise Broken("at once")
+
+    async def late(good: int) -> int:
+        return good
+
+    async def last(bad: int, late: int) -> int:
+        return late
+
+    flow = Flowlet(faulty_store)
+    pipeline = flow.pipeline("pipeline", good, bad, late, last)
+    async with flow:
+        with anyio.fail_after(5), pytest.raises(Broken):
+            await flow.execute(pipeline, 1)
+
+
+async def test_a_parallel_step_that_awaits_what_was_cancelled_elsewhere(flow: Flowlet, anyio_backend: str) -> None:
+    if anyio_backend == "trio":
+        pytest.skip("trio's Cancelled cannot be raised by hand")
+
+    @step
+    async def awaits_a_cancelled_future() -> int:
+        future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        future.cancel()
+        return await future
+
+    @step
+    async def other() -> int:
+        return 1
+
+    @flow.saga
+    async def body() -> int:
+        return sum(await gather(other(), awaits_a_cancelled_future()))
+
+    async with flow:
+        handle = await flow.start(body)
+        with anyio.fail_after(5), pytest.raises(RunError, match="cancelled elsewhere"):
+            await handle.result()
+        assert (await handle.report()).steps["awaits_a_cancelled_future"].status == "failed"
+
+
+async def test_an_argument_that_cannot_be_stored_stops_the_whole_gather(flow: Flowlet) -> None:
+    done: list[str] = []
+
+    @step
+    async def act(things: list[int]) -> str:
+        done.append("act")
+        return "done"
+
+    @step
+    async def after() -> str:
+        return "after"
+
+    @flow.saga
+    async def body() -> str:
+        try:
+            await gather(act([1]), act([object()]), act([2]))  # type: ignore[list-item]
+        except EncodeError:
+            return await after()
+        raise AssertionError
+
+    async with flow:
+        handle = await flow.start(body)
+        assert await handle.result() == "after"
+        steps = (await handle.report()).steps
+    assert done == []
+    assert {key: report.status for key, report in steps.items()} == {"act": "cancelled", "after": "completed"}

@@ -32,13 +32,18 @@ class Gate:
 
     name: str = ""
     log: list[str] = field(default_factory=list)
+    cut: list[str] = field(default_factory=list)
     here: anyio.Event = field(default_factory=anyio.Event)
     open: anyio.Event = field(default_factory=anyio.Event)
 
     async def act(self, name: str) -> None:
         if name == self.name:
             self.here.set()
-            await self.open.wait()
+            try:
+                await self.open.wait()
+            except BaseException:
+                self.cut.append(name)
+                raise
         self.log.append(name)
 
 
@@ -151,7 +156,8 @@ async def test_a_caller_cancelled_during_compensation(flow: Flowlet, place: str,
         assert await flow.handle("b").status() == "compensated"
     assert outcome == []
     assert gate.log[-4:] in (UNDONE, ["ship", "release 2", "release 3", "release 1"])
-    assert len(gate.log) == 7  # a compensation that was under way was not cut off: it ran once
+    assert len(gate.log) == 7
+    assert gate.cut == [name for name in [place] if name == "ship"]  # compensations run in no caller's task
 
 
 @pytest.mark.parametrize("how", ["scope", "native"])
@@ -353,6 +359,53 @@ async def test_nothing_of_a_run_is_left_when_its_flowlet_is(
             if how == "execute":
                 group.cancel_scope.cancel()  # as a framework does when it stops
         assert sorted(cleaned) == [0, 1]
+
+
+@pytest.mark.parametrize("parallel", [False, True])
+async def test_what_a_step_raises_when_it_is_cut_off_is_no_failure(
+    new_store: Callable[[], Store], parallel: bool
+) -> None:
+    log: list[str] = []
+
+    def make(flow: Flowlet, *, hang: bool) -> tuple[Any, anyio.Event]:
+        here = anyio.Event()
+
+        @step
+        async def charge() -> int:
+            return 1
+
+        @compensate(charge)
+        async def refund() -> None:
+            log.append("refund")
+
+        @step(retry=3)
+        async def ask() -> str:
+            if hang:
+                here.set()
+                try:
+                    await anyio.sleep_forever()
+                except BaseException:
+                    raise RuntimeError("the connection was closed") from None
+            return "answer"
+
+        @flow.saga
+        async def body() -> str:
+            await charge()
+            return (await gather(ask(), charge()))[0] if parallel else await ask()
+
+        return body, here
+
+    flow = Flowlet(new_store(), grace=0)
+    body, here = make(flow, hang=True)
+    async with flow:
+        await flow.start(body, id="b")
+        await here.wait()
+    flow = Flowlet(new_store())
+    body, _ = make(flow, hang=False)
+    async with flow:
+        assert await flow.handle("b", body).result() == "answer"
+        assert (await flow.handle("b").report()).steps["ask"].attempts == 1
+    assert log == []
 
 
 async def test_leaving_while_a_caller_executes_a_run_itself(new_store: Callable[[], Store]) -> None:

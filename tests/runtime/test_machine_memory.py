@@ -274,7 +274,7 @@ def fragile(awaiting: bool) -> Any:
 async def test_what_fails_before_the_commit_changes_nothing(awaiting: bool, failing: str) -> None:
     one = fragile(awaiting)()
     one.failing = failing
-    with pytest.raises(Broken, match=failing):
+    with pytest.raises(HookFailed if failing == "guard" else Broken, match=failing):
         await one.go()
     assert state_of(one) == "A"
     assert (one.last, list(one.seen)) == ("", [])
@@ -940,6 +940,136 @@ async def test_construction_stays_what_it_was() -> None:
     single = machine(Single)
     await single().go()
     assert state_of(single()) == "B"
+
+
+class Guarded:
+    """Machines whose guards fail, one for each way that guards are asked."""
+
+    broken: bool = True
+
+    @state(initial=True)
+    class A: ...
+
+    @state
+    class B: ...
+
+    @guard
+    def can_quick(self) -> bool:
+        return self._answer()
+
+    @guard
+    def can_quick_with(self) -> bool:
+        return self._answer()
+
+    @guard
+    async def can_wait(self) -> bool:
+        await pause()
+        return self._answer()
+
+    @guard
+    def can_take(self, n: int) -> bool:
+        return self._answer()
+
+    @guard
+    def part(self) -> bool:
+        return self._answer()
+
+    def _answer(self) -> bool:
+        if self.broken:
+            raise Broken("guard")
+        return True
+
+    @transition(A, B)
+    async def quick(self) -> None: ...
+
+    @transition(A, B)
+    async def quick_with(self, n: int) -> None: ...
+
+    @transition(A, B)
+    async def wait(self) -> None: ...
+
+    @transition(A, B)
+    async def take(self, n: int) -> None: ...
+
+    @transition(A, B, guard=not_(all_of(part, part)))
+    async def combine(self) -> None: ...
+
+    @transition(A, B, guard=part)
+    @transition(A, None)
+    async def choose(self) -> None: ...
+
+    @transition(B, A)
+    async def back(self) -> None: ...
+
+
+Guarded = machine(Guarded)
+
+
+@pytest.mark.parametrize(
+    ("event", "args", "name"),
+    [
+        ("quick", (), "can_quick"),
+        ("quick_with", (1,), "can_quick_with"),
+        ("wait", (), "can_wait"),
+        ("take", (1,), "can_take"),
+        ("combine", (), "part"),
+        ("choose", (), "part"),
+    ],
+)
+async def test_a_guard_that_raises_is_a_typed_error(event: str, args: tuple[Any, ...], name: str) -> None:
+    one = Guarded()
+    trigger = getattr(one, event)
+    for ask in (trigger, lambda *args: can(trigger, *args), lambda *args: fire(one, event, *args)):
+        with pytest.raises(HookFailed, match=f"guard '{name}' of Guarded failed .*Broken.*was not made") as failed:
+            await ask(*args)
+        assert not failed.value.committed
+        assert isinstance(failed.value.__cause__, Broken)
+        assert state_of(one) == "A"
+    one.broken = False
+    if event != "combine":
+        await trigger(*args)
+        assert (event == "choose") or state_of(one) == "B"
+
+
+async def test_wrong_arguments_are_the_triggers_error_and_not_its_guards() -> None:
+    @machine
+    class Two:
+        @state(initial=True)
+        class A: ...
+
+        @state
+        class B: ...
+
+        @guard
+        def can_ab(self, n: int, by: str) -> bool:
+            return True
+
+        @guard
+        def many(self, n: int) -> bool:
+            return n > 1
+
+        @transition(A, B)
+        async def ab(self, n: int, by: str) -> None: ...
+
+        @transition(B, A, event="back", guard=many)
+        async def back_many(self, n: int) -> str:
+            return "many"
+
+        @transition(B, A, event="back", guard=all_of("many"))
+        async def back_by(self, n: int, by: str) -> str:
+            return by
+
+    one = Two()
+    for ask in (one.ab, lambda *args: can(one.ab, *args), lambda *args: fire(one, "ab", *args)):
+        with pytest.raises(TypeError, match=r"^ab\(\) missing a required argument: 'by'"):
+            await ask(1)
+        with pytest.raises(TypeError, match=r"^ab\(\) takes 2 positional arguments but 3 were given"):
+            await ask(1, 2, 3)
+    await one.ab(1, by="ann")
+    assert await fire(one, "back", 2, by="bob") == "bob"  # the first of the two does not take it
+    await one.ab(1, "ann")
+    with pytest.raises(TypeError, match=r"^back_many\(\) missing a required argument: 'n'"):
+        await fire(one, "back")
 
 
 async def test_copies_and_pickles_keep_the_state() -> None:

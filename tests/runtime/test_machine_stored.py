@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import enum
 import gc
+import sqlite3
 import time
 from collections.abc import AsyncIterator, Callable
+from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -465,9 +467,16 @@ async def test_unknown_and_foreign_ids(store: Flaky, opened: Any) -> None:
             await other.create(Order(), id="run")
         with pytest.raises(IdConflict, match="is a run"):
             [t async for t in other.history("run")]
-    for bad in ("", None, 3):
-        with pytest.raises(MachineError, match="id is a string"):
+    for bad in ("", None, 3, b"o", "x" * 501, "a\0b", "\ud800", "definition/machine/Order/1"):
+        said = "kept for definitions" if str(bad).startswith("definition/") else "1 to 500 characters"
+        with pytest.raises(IdConflict, match=said):
             await machines.load(Order, bad)
+        if bad is not None:
+            with pytest.raises(IdConflict, match=said):
+                await machines.create(Order(total=1), id=bad)
+        with pytest.raises(IdConflict, match=said):
+            [t async for t in machines.history(bad)]
+    assert state_of(await machines.create(Order(total=1), id="x" * 500)) == "Draft"
     with pytest.raises(MachineError, match="stored already, as 'o'"):
         await (await opened()).create(order, id="o-2")
     with pytest.raises(MachineError, match="has no data attribute 'totl'; did you mean 'total'"):
@@ -535,6 +544,62 @@ async def test_damaged_records_are_an_error(store: Flaky, opened: Any, damaged: 
         await machines.load(Order, "o")
     with pytest.raises(DecodeError, match="record 2"):
         [t async for t in machines.history("o")]
+
+
+class Holey:
+    """A store whose records have been deleted behind its back."""
+
+    def __init__(self, store: Any, *gone: int) -> None:
+        self.store, self.gone = store, gone
+
+    async def load(self, id: str, *, after: int = 0, limit: int | None = None) -> Any:
+        stored = await self.store.load(id, after=after, limit=limit)
+        kept = [r for n, r in enumerate(stored.records, after + 1) if n not in self.gone]
+        return msgspec.structs.replace(stored, records=kept)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.store, name)
+
+
+def over(store: Any) -> Machines:
+    return Machines(store, now=time.time, worker="another", log=Log())
+
+
+@pytest.mark.parametrize("gone", [(1,), (2,), (3,), (2, 3), (1, 2, 3)])
+async def test_a_record_that_is_missing_is_noticed(store: Flaky, gone: tuple[int, ...]) -> None:
+    await write(store, "o", created(), moved("confirm", "Draft", "Confirmed"), moved("ship", "Confirmed", "Shipped"))
+    machines = over(Holey(store, *gone))
+    said = f"history of machine 'o' has a gap: records 1 to 3 should be 3, and {3 - len(gone)} are there"
+    with pytest.raises(DecodeError, match=said):
+        await machines.load(Order, "o")
+    with pytest.raises(DecodeError, match=said):
+        [t async for t in machines.history("o")]
+
+
+async def test_a_record_that_is_missing_is_noticed_by_a_live_object(store: Flaky) -> None:
+    mine = over(Holey(store, 2))
+    order = await mine.create(Order(total=1), id="o")
+    await store.append([Write(id="o", expect=1, records=[pack(moved("confirm", "Draft", "Confirmed"))])])
+    for _ in range(2):
+        with pytest.raises(DecodeError, match="records 2 to 2 should be 1, and 0 are there"):
+            await mine.load(Order, "o")
+        with pytest.raises(DecodeError, match="has a gap"):
+            await order.confirm(by="ann")
+    assert (state_of(order), order.total) == ("Draft", 1)
+
+
+async def test_a_deleted_row_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "deleted.db"
+    store = SQLiteStore(path)
+    order = await over(store).create(Order(total=1), id="o")
+    await order.confirm(by="ann")
+    await store.close()
+    with closing(sqlite3.connect(path)) as db, db:
+        db.execute("DELETE FROM records WHERE seq = 2")
+    store = SQLiteStore(path)
+    with pytest.raises(DecodeError, match="records 1 to"):
+        await over(store).load(Order, "o")
+    await store.close()
 
 
 async def test_attributes_added_later_take_their_defaults(store: Flaky, opened: Any) -> None:
@@ -1048,6 +1113,8 @@ class FakeRun:
 
     def __init__(self) -> None:
         self.counts: dict[tuple[str, str], int] = {}
+
+    inside: Any = True
 
     def event_key(self, machine: str, event: str) -> str:
         n = self.counts[machine, event] = self.counts.get((machine, event), 0) + 1

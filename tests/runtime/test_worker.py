@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import anyio
 import pytest
 
-from flowlet import Flowlet, step
+from flowlet import Flowlet, Retry, Run, provided, step
 from flowlet.core.codec import pack
 from flowlet.runtime.presence import Presence
 from flowlet.store import New, Store, Write
@@ -175,6 +176,51 @@ async def test_the_deadline_lies_before_what_the_store_believes(flow: Flowlet) -
         assert flow.runs.deadline > before
 
 
+async def test_a_run_whose_process_was_held_up_goes_on_if_nobody_took_it(faulty_store: Any) -> None:
+    log: list[str] = []
+    flow = Flowlet(faulty_store, lease=0.3)
+
+    @step
+    async def act(n: int) -> int:
+        log.append(f"act {n}")
+        if n == 1:
+            time.sleep(0.7)  # longer than the lease, and the heartbeat cannot be sent
+        return n
+
+    @flow.saga
+    async def body() -> int:
+        return await act(1) + await act(2)
+
+    async with flow:
+        with anyio.fail_after(10):
+            assert await flow.execute(body) == 3
+    assert log == ["act 1", "act 2"]
+
+
+async def test_a_run_that_was_taken_while_its_process_was_held_up_is_left(new_store: Callable[[], Store]) -> None:
+    # It waits for its second attempt then: nothing is to be written that would tell it, and the lease is renewed.
+    store = new_store()
+    log: list[int] = []
+    flow = Flowlet(store, lease=0.3)
+
+    @step(retry=Retry(attempts=2, wait=1.5))
+    async def act(run: Run = provided) -> int:
+        log.append(run.attempt)
+        raise LookupError
+
+    body = flow.saga("body", act)
+    async with flow:
+        await flow.start(body, id="r")
+        while not log:
+            await anyio.sleep(0.01)
+        await anyio.sleep(0.05)
+        time.sleep(0.5)  # the lease runs out
+        await store.heartbeat("other", 60.0)
+        assert [head.id for head in (await store.claim("other", ids=["r"])).heads] == ["r"]
+        await anyio.sleep(1.5)
+    assert log == [1]
+
+
 async def test_leaving_gives_everything_back(new_store: Callable[[], Store], until: Until) -> None:
     store = new_store()
     log: list[str] = []
@@ -189,6 +235,30 @@ async def test_leaving_gives_everything_back(new_store: Callable[[], Store], unt
     assert stored.head.owner is None
     assert worker not in await store.heartbeat("w", 10)
     await store.close()
+
+
+async def test_a_step_that_uses_the_grace_time_keeps_its_lease(new_store: Callable[[], Store]) -> None:
+    store = new_store()
+    log: list[str] = []
+    leaving = Flowlet(store, lease=0.3, grace=5)
+    staying = Flowlet(store, lease=0.3, registry=leaving.registry)
+
+    @step
+    async def slow() -> str:
+        log.append("begins")
+        await anyio.sleep(1.0)
+        log.append("ends")
+        return "done"
+
+    body = leaving.saga("body", slow)
+    async with staying:
+        async with leaving:
+            await leaving.start(body, id="r")
+            while not log:
+                await anyio.sleep(0.01)
+        assert log == ["begins", "ends"]
+        assert await staying.handle("r", body).result() == "done"
+    assert log == ["begins", "ends"]
 
 
 async def test_a_worker_goes_on_while_its_store_is_down(faulty_store: Any, until: Until) -> None:

@@ -1,0 +1,126 @@
+"""Copies and pickles of machines: ordinary objects without a store, with the data and the state of the first.
+
+Law: one history belongs to one object, so what ties them (`Bond`, `Turn`) never goes into a copy. What a
+class says about its own copying is done as it says; only the state is added to it, and the tie left out.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from typing import Any
+
+import msgspec
+
+from flowlet.core.states import Configuration
+
+MADE_HERE = "__flowlet_made_here__"
+TURN = "_flowlet_turn"
+
+
+class Kept(msgspec.Struct, frozen=True):
+    """What is kept of a machine whose class says itself what there is to keep, or how it is put back.
+
+    Attributes:
+        state: the state that the machine is in.
+        rest: what the class says.
+    """
+
+    state: Configuration
+    rest: Any
+
+
+def install_copying(cls: type) -> None:
+    """Let copies and pickles of the objects of a class be machines of their own."""
+    own_get, own_set = _own(cls, "__getstate__"), _own(cls, "__setstate__")
+    plain = own_get is vars(object)["__getstate__"] and own_set is None
+    if not _is_made_here(own_get):
+        _install(cls, own_get, _plain_state(own_get) if plain else _kept_state(own_get))
+    if not plain and not _is_made_here(own_set):
+        _install(cls, own_set or _set_plainly, _setter(own_set or _set_plainly), "__setstate__")
+    for name in ("__copy__", "__deepcopy__"):
+        own = _own(cls, name)
+        if own is not None and not _is_made_here(own):
+            _install(cls, own, _parting(own))
+    if _own(cls, "__reduce__") is not vars(object)["__reduce__"] or (
+        _own(cls, "__reduce_ex__") is not vars(object)["__reduce_ex__"]
+    ):
+        own = _own(cls, "__reduce_ex__")
+        if not _is_made_here(own):
+            _install(cls, own, _parting_reduction(own))
+
+
+def _own(cls: type, name: str) -> Any:
+    return inspect.getattr_static(cls, name, None)
+
+
+def _is_made_here(function: Any) -> bool:
+    return getattr(function, MADE_HERE, False)
+
+
+def _install(cls: type, own: Any, made: Any, name: str | None = None) -> None:
+    functools.update_wrapper(made, own)
+    setattr(made, MADE_HERE, True)
+    setattr(cls, name or own.__name__, made)
+
+
+def _plain_state(own: Any) -> Any:
+    def __getstate__(self: Any) -> Any:
+        return _untied(own(self))
+
+    return __getstate__
+
+
+def _kept_state(own: Any) -> Any:
+    def __getstate__(self: Any) -> Any:
+        return Kept(self._flowlet_state, _untied(own(self)))
+
+    return __getstate__
+
+
+def _setter(own: Any) -> Any:
+    def __setstate__(self: Any, kept: Any) -> None:
+        if not isinstance(kept, Kept):
+            own(self, kept)
+            return
+        if kept.rest is not None:
+            own(self, kept.rest)
+        self._flowlet_state, self._flowlet_turn = kept.state, None
+
+    return __setstate__
+
+
+def _set_plainly(self: Any, state: Any) -> None:
+    """Do what `copy` and `pickle` do for a class without ``__setstate__``."""
+    attributes, slots = state if isinstance(state, tuple) and len(state) == 2 else (state, None)
+    for name, value in {**(attributes or {}), **(slots or {})}.items():
+        setattr(self, name, value)
+
+
+def _parting(own: Any) -> Any:
+    def parting_copy(self: Any, *args: Any) -> Any:
+        twin = own(self, *args)
+        if twin is not self and getattr(twin, TURN, None) is not None:
+            twin._flowlet_turn = None
+        return twin
+
+    return parting_copy
+
+
+def _parting_reduction(own: Any) -> Any:
+    def __reduce_ex__(self: Any, protocol: Any) -> Any:
+        reduced = own(self, protocol)
+        if isinstance(reduced, tuple) and len(reduced) > 2:
+            reduced = (*reduced[:2], _untied(reduced[2]), *reduced[3:])
+        return reduced
+
+    return __reduce_ex__
+
+
+def _untied(state: Any) -> Any:
+    """Return what is kept of an object, without its turn."""
+    if isinstance(state, dict):
+        return {**state, TURN: None} if TURN in state else state
+    if isinstance(state, tuple):
+        return tuple([_untied(part) for part in state])
+    return state
