@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -33,35 +34,29 @@ class Kept(msgspec.Struct, frozen=True):
 def install_copying(cls: type) -> None:
     """Let copies and pickles of the objects of a class be machines of their own."""
     own_get, own_set = _own(cls, "__getstate__"), _own(cls, "__setstate__")
-    plain = own_get is vars(object)["__getstate__"] and own_set is None
-    if not _is_made_here(own_get):
-        _install(cls, own_get, _plain_state(own_get) if plain else _kept_state(own_get))
-    if not plain and not _is_made_here(own_set):
-        _install(cls, own_set or _set_plainly, _setter(own_set or _set_plainly), "__setstate__")
+    if own_get is vars(object)["__getstate__"] and own_set is None:
+        _install(cls, "__getstate__", _plain_state)
+    else:
+        _install(cls, "__getstate__", _kept_state)
+        _install(cls, "__setstate__", _setter, own_set or _set_plainly)
     for name in ("__copy__", "__deepcopy__"):
-        own = _own(cls, name)
-        if own is not None and not _is_made_here(own):
-            _install(cls, own, _parting(own))
-    if _own(cls, "__reduce__") is not vars(object)["__reduce__"] or (
-        _own(cls, "__reduce_ex__") is not vars(object)["__reduce_ex__"]
-    ):
-        own = _own(cls, "__reduce_ex__")
-        if not _is_made_here(own):
-            _install(cls, own, _parting_reduction(own))
+        if _own(cls, name) is not None:
+            _install(cls, name, _parting)
+    if any(_own(cls, name) is not vars(object)[name] for name in ("__reduce__", "__reduce_ex__")):
+        _install(cls, "__reduce_ex__", _parting_reduction)
 
 
 def _own(cls: type, name: str) -> Any:
     return inspect.getattr_static(cls, name, None)
 
 
-def _is_made_here(function: Any) -> bool:
-    return getattr(function, MADE_HERE, False)
-
-
-def _install(cls: type, own: Any, made: Any, name: str | None = None) -> None:
-    functools.update_wrapper(made, own)
-    setattr(made, MADE_HERE, True)
-    setattr(cls, name or own.__name__, made)
+def _install(cls: type, name: str, make: Callable[[Any], Any], own: Any = None) -> None:
+    """Put a method around the class's own, unless that has been made here, for a class it inherits from."""
+    own = own or _own(cls, name)
+    if not getattr(own, MADE_HERE, False):
+        made = functools.update_wrapper(make(own), own)
+        setattr(made, MADE_HERE, True)
+        setattr(cls, name, made)
 
 
 def _plain_state(own: Any) -> Any:

@@ -11,8 +11,8 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-from flowlet.core.machine import MachineDefinition
 from flowlet.core.faults import describe
+from flowlet.core.machine import MachineDefinition
 from flowlet.core.machine_members import overrides
 from flowlet.core.states import DEFINITION
 from flowlet.errors import DefinitionError, MachineError

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from typing import Any
 
+import anyio
 import pytest
 
 from flowlet import Flowlet, can, current_run, guard, in_state, state, step, transition
@@ -12,10 +14,6 @@ from flowlet.core.current import run_context
 from flowlet.store import Store
 
 pytestmark = pytest.mark.anyio
-
-
-class Crash(BaseException):
-    """Ends the process, as far as a run can tell."""
 
 
 calls: list[str] = []
@@ -100,8 +98,6 @@ async def test_a_replay_finds_what_it_left(new_store: Callable[[], Store]) -> No
     @step
     async def wait() -> None:
         if dying:
-            import anyio
-
             await anyio.sleep(60)
 
     @flow.saga(name="night")
@@ -110,8 +106,6 @@ async def test_a_replay_finds_what_it_left(new_store: Callable[[], Store]) -> No
         await door.open()
         await wait()
         return int(door.opened)
-
-    import anyio
 
     async with flow:
         await flow.start(night, id="n")
@@ -177,8 +171,6 @@ async def test_on_load_is_no_part_of_the_run_that_loads(flow: Flowlet) -> None:
 
     async with flow:
         await flow.create(Lamp(), id="l")
-        import gc
-
         gc.collect()
         await flow.execute(light, id="r")
         stored = await flow.store.load("r")
