@@ -94,7 +94,7 @@ class _Reading:
         data = collect_data(self.cls, self.members.all, self.namespace, self.faults)
         configurations = self._configurations()
         plans = self._plans(candidates, configurations, hooks)
-        assigned = [n for n in assigned_names(self.members.all) if n not in data.names]
+        assigned = [n for n in assigned_names(self.members.all, self.cls) if n not in data.names]
         initial = next((c for n, c in configurations.items() if self.states.by_name[n].initial), None)
         return MachineDefinition(
             cls=self.cls,
@@ -125,7 +125,7 @@ class _Reading:
 
     # Candidates ---------------------------------------------------------------------------------
     def _events(self) -> list[str]:
-        return [mark.event or method for method, t in self.members.triggers.items() for mark in t.transitions]
+        return [_event(mark, method) for method, t in self.members.triggers.items() for mark in t.transitions]
 
     def _candidates(self) -> list[Candidate]:
         """Resolve every ``@transition`` line into a candidate for each of its source states."""
@@ -144,13 +144,15 @@ class _Reading:
             self.faults.add(where, f"event={mark.event!r} cannot be an event's name: use a word without spaces")
         if mark.on_conflict not in ("raise", "retry"):
             self.faults.add(where, f'on_conflict must be "raise" or "retry", not {mark.on_conflict!r}')
+        if not isinstance(mark.exclusive, bool):
+            self.faults.add(where, f"exclusive must be True or False, not {mark.exclusive!r}")
         if not mark.sources:
             self.faults.add(where, 'the transition has no source state; give one, several, or "*"')
         if method.startswith(("on_enter_", "on_exit_")) or method in ("on_transition", "on_load"):
             self.faults.add(where, "a trigger cannot have the name of a hook; rename it")
 
     def _resolve(self, method: str, mark: TransitionMark, line: int) -> list[Candidate]:
-        event = mark.event or method
+        event = _event(mark, method)
         parameters = self.parameters[method]
         target = None if mark.target is None else self._find(method, mark.target, "target")
         on_error = None if mark.on_error is None else self._find(method, mark.on_error, "on_error")
@@ -243,6 +245,11 @@ class _Reading:
 
     def _where(self, method: str) -> str:
         return f"{describe(self.cls)}.{method}"
+
+
+def _event(mark: TransitionMark, method: str) -> str:
+    """Return the event's name; what cannot be one is noted elsewhere."""
+    return mark.event if isinstance(mark.event, str) and mark.event else method
 
 
 def _is_event_name(name: object) -> bool:

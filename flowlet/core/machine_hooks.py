@@ -46,6 +46,9 @@ def collect_hooks(cls: type, members: Mapping[str, Any], states: Mapping[str, St
             _check_near(cls, name, known, faults)
         elif name[len(prefix) :] in slugs:
             (enter if prefix == ENTER else exits)[slugs[name[len(prefix) :]]] = member
+        elif name.lower() in known or name[len(prefix) :] in states:
+            right = prefix + (states[n].slug if (n := name[len(prefix) :]) in states else n.lower())
+            faults.add(f"{describe(cls)}.{name}", f"hooks are named in lower case; call it {right!r}")
         else:
             faults.add(f"{describe(cls)}.{name}", f"it is the hook of no state{nearest(name, known)}")
     _check_load(cls, members.get(LOAD), faults)

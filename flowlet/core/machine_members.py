@@ -7,6 +7,7 @@ order in which candidates are tried. Finding is done here, judging elsewhere; fa
 from __future__ import annotations
 
 import enum
+import functools
 import inspect
 from collections.abc import Iterable, Mapping
 from typing import Any, Generic, Protocol
@@ -14,7 +15,16 @@ from typing import Any, Generic, Protocol
 import msgspec
 
 from flowlet.core.faults import Faults, describe
-from flowlet.core.marks import GUARD, STATE, TRANSITIONS, TransitionMark, Trigger
+from flowlet.core.marks import (
+    COMPENSATES,
+    GUARD,
+    STATE,
+    STEP,
+    TRANSITIONS,
+    TRIGGER,
+    TransitionMark,
+    Trigger,
+)
 from flowlet.core.states import DEFINITION
 
 
@@ -80,13 +90,39 @@ def gather(cls: type, faults: Faults) -> Members:
         for name, member in vars(base).items():
             if not _loses_mark(base, name, member, found, faults):
                 found[name] = member
+    for name, member in found.items():
+        _check_wrapping(cls, name, member, faults)
     triggers = {n: t for n, m in found.items() if (t := getattr(m, TRANSITIONS, None)) is not None}
     for name, trigger in triggers.items():
+        if getattr(trigger.action, STEP, None) is not None:
+            continue  # noted already
         if not inspect.iscoroutinefunction(trigger.action):
             faults.add(_method(cls, name), "a trigger must be a coroutine function: write `async def`")
         elif not list(inspect.signature(trigger.action).parameters):
             faults.add(_method(cls, name), "a trigger is a method: give it `self` as its first parameter")
     return Members(found, triggers, _guards(cls, found, faults))
+
+
+def _check_wrapping(cls: type, name: str, member: Any, faults: Faults) -> None:
+    """Note what is put around or under ``@transition`` and would be lost, or would hide it."""
+    where = _method(cls, name)
+    inner = member.fget if isinstance(member, property) else getattr(member, "__func__", None)
+    if isinstance(member, functools.partialmethod):
+        inner = member.func
+    if inner is not None and getattr(inner, TRANSITIONS, None) is not None:
+        kind = type(member).__name__
+        faults.add(where, f"a trigger is a plain async method that takes the machine; leave out @{kind}")
+        return
+    trigger = getattr(member, TRANSITIONS, None)
+    if trigger is None:
+        return
+    for mark, title in ((STEP, "step"), (GUARD, "guard"), (COMPENSATES, "compensation")):
+        if getattr(member, mark, None) is not None or getattr(trigger.action, mark, None) is not None:
+            what = f"it is marked as a trigger and as a {title}, and can only be one"
+            faults.add(where, f"{what}; let the trigger call a {title} of its own" if mark == STEP else what)
+            return
+    if getattr(member, TRIGGER, None) is not member:
+        faults.add(where, "a decorator above @transition would be lost; put it below, next to the function")
 
 
 def _loses_mark(base: type, name: str, member: Any, found: Mapping[str, Any], faults: Faults) -> bool:
@@ -119,14 +155,15 @@ def _method(cls: type, name: str) -> str:
     return f"{describe(cls)}.{name}"
 
 
-def assigned_names(members: Mapping[str, Any]) -> list[str]:
-    """Find the attributes that the methods of a class assign on their own object.
+def assigned_names(members: Mapping[str, Any], cls: type = object) -> list[str]:
+    """Find the attributes that the methods of a class, and those they may call with ``super()``, assign.
 
     Together with the data they are what a transition that fails must put back. An assignment made by a
     function outside of the class is not seen.
     """
     names: dict[str, None] = {}
-    for function in _functions(members):
+    inherited = [vars(base) for base in reversed(cls.__mro__[1:-1]) if base not in (Generic, Protocol)]
+    for function in (f for some in (*inherited, members) for f in _functions(some)):
         code = function.__code__
         if not code.co_argcount:
             continue
@@ -145,6 +182,10 @@ def _functions(members: Mapping[str, Any]) -> Iterable[Any]:
         if isinstance(member, property):
             found = [member.fget, member.fset, member.fdel]
         yield from (f for f in found if inspect.isfunction(f))
+
+
+_NO_STOP_ITERATION = 3
+"""The argument of the CALL_INTRINSIC_1 at the end of every coroutine since CPython 3.12; it touches no object."""
 
 
 def _instructions(function: Any) -> list[Any]:
@@ -197,6 +238,8 @@ def effects(function: Any, cls: type) -> frozenset[str] | None:
     """
     for instruction in _instructions(function):
         name = instruction.opname
+        if name == "CALL_INTRINSIC_1" and instruction.arg == _NO_STOP_ITERATION:
+            continue
         if name.startswith("CALL") or name in ("SEND", "STORE_SUBSCR", "DELETE_SUBSCR", "DELETE_ATTR", "IMPORT_NAME"):
             return None
     names: set[str] = set()

@@ -31,8 +31,12 @@ AF = TypeVar("AF", bound=Callable[..., Coroutine[Any, Any, Any]])
 
 StateRef: TypeAlias = type[Any] | enum.Enum | str
 
+MACHINE = "__flowlet_machine__"
+"""The attribute of an assembled class that holds its definition."""
 STATE = "__flowlet_state__"
 TRANSITIONS = "__flowlet_transitions__"
+TRIGGER = "__flowlet_trigger__"
+"""Holds the trigger method itself, which a decorator that copies attributes does not become."""
 GUARD = "__flowlet_guard__"
 STEP = "__flowlet_step__"
 COMPENSATES = "__flowlet_compensates__"
@@ -162,12 +166,28 @@ def transition(
         @functools.wraps(action)
         async def unassembled(self: object, *args: Any, **kwargs: Any) -> Any:
             name = type(self).__qualname__
-            raise MachineError(f"{name} has not been assembled: put @flow.machine or @registry.machine on the class")
+            if not hasattr(type(self), MACHINE):
+                raise MachineError(
+                    f"{name} has not been assembled: put @flow.machine or @registry.machine on the class"
+                )
+            if not _is_in_turn(self):
+                raise MachineError(
+                    f"{action.__qualname__} is overridden in {name}: fire the event with .{action.__name__}(...); "
+                    f"the overriding body may call super().{action.__name__}(...)"
+                )
+            return await action(self, *args, **kwargs)  # super().go() in the body that overrides it
 
         setattr(unassembled, TRANSITIONS, Trigger(action, (mark, *below)))
+        setattr(unassembled, TRIGGER, unassembled)
         return cast(AF, unassembled)
 
     return annotate
+
+
+def _is_in_turn(machine: Any) -> bool:
+    """Tell whether a machine is handling an event; with a store, its bond knows."""
+    held = getattr(machine, "_flowlet_turn", None)
+    return getattr(held, "_flowlet_turn", held) is not None
 
 
 @overload
@@ -269,9 +289,14 @@ def step(
         retry: how to try again after an error; a number is that many attempts in total.
         timeout: seconds (or a timedelta) that one attempt may take, then it is `StepTimeout`.
         key: computes the key of a call from its arguments, instead of the name and a counter.
-        pivot: from here on the saga only goes forward.
-        at_most_once: write the intent first, and never repeat an attempt of unknown outcome.
-        compensate_unknown: compensate also when it was interrupted without a record.
+        pivot: from here on the saga only goes forward. Not built yet: refused.
+        at_most_once: write the intent first, and never repeat an attempt of unknown outcome. Not built
+            yet: refused.
+        compensate_unknown: compensate also when it was interrupted without a record. Not built yet:
+            refused.
+
+    Raises:
+        DefinitionError: it marks no function, or an argument is out of its bounds.
 
     Example:
         >>> from flowlet import Retry, step
@@ -280,7 +305,12 @@ def step(
         ...     return f"charged {amount}"
     """
 
+    asked = {"pivot": pivot, "at_most_once": at_most_once, "compensate_unknown": compensate_unknown}
+
     def annotate(function: F) -> F:
+        for option in (o for o, value in asked.items() if value):
+            # A promise about money that is silently not kept would be worse than none.
+            raise DefinitionError([f"{describe(function)}: {option}=True is not built yet; leave it out"])
         if isinstance(function, type) or not inspect.isroutine(function):
             raise DefinitionError([f"{describe(function)}: @step marks a function; put @staticmethod above it"])
         is_async = inspect.iscoroutinefunction(function)

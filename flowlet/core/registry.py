@@ -67,7 +67,7 @@ class BaseRegistry(ABC):
         faults = Faults()
         definition = build_machine(
             cls,
-            name=name or cls.__name__,
+            name=name or getattr(cls, "__name__", repr(cls)),
             version=version,
             on_conflict=on_conflict,
             allow=frozenset(allow),

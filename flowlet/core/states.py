@@ -16,9 +16,9 @@ from typing import Any
 import msgspec
 
 from flowlet.core.faults import Faults, describe, nearest
-from flowlet.core.marks import STATE, StateMark
+from flowlet.core.marks import MACHINE, STATE, StateMark
 
-DEFINITION = "__flowlet_machine__"
+DEFINITION = MACHINE
 """The attribute of an assembled class that holds its `MachineDefinition`."""
 
 _WORD_START = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")

@@ -15,13 +15,13 @@ from typing import Any
 from flowlet.core.chart import Plan, Plans
 from flowlet.core.current import run_context
 from flowlet.core.guards import guard_failure
-from flowlet.core.hooks import Callback, Transition, refuse_awaitable
+from flowlet.core.hooks import Callback, EventParameters, Transition, refuse_awaitable
 from flowlet.core.machine import MachineDefinition
 from flowlet.core.run import InsideEvent
 from flowlet.core.states import DEFINITION
 from flowlet.errors import Conflict, HookFailed, MachineError, TransitionNotAllowed
 from flowlet.runtime.machine_bond import Bond
-from flowlet.runtime.turns import Raised, Turn, leave, open_turn, wait
+from flowlet.runtime.turns import BUSY, Raised, Turn, is_inside, leave, open_turn, wait
 
 LONGEST = 10_000
 """Events that callbacks may raise in one turn before it is taken for an endless loop."""
@@ -155,7 +155,8 @@ async def follow(
             await run_hooks(plan.exits, machine, args, kwargs, happening, committed=False)
         try:
             if plan.parameters.provided:
-                result = await _act_provided(plan, machine, args, kwargs, happening)
+                assert happening is not None
+                result = await _act_provided(plan.action.function, plan.parameters, machine, args, kwargs, happening)
             else:
                 result = await plan.action.function(machine, *args, **kwargs)
         except Exception as error:
@@ -184,16 +185,48 @@ async def follow(
 
 
 async def _act_provided(
-    plan: Plan, machine: Any, args: tuple[Any, ...], kwargs: dict[str, Any], happening: Happening | None
+    action: Any,
+    parameters: EventParameters,
+    machine: Any,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    happening: Happening,
 ) -> Any:
     """Run an action that takes provided parameters; they and what is given go by name."""
-    assert happening is not None
-    plan.parameters.check(args, kwargs)
-    named = {**dict(zip(plan.parameters.names, args, strict=False)), **kwargs}
-    for name, annotation in plan.parameters.provided:
+    parameters.check(args, kwargs)
+    named = {**dict(zip(parameters.names, args, strict=False)), **kwargs}
+    for name, annotation in parameters.provided:
         if name not in named:
-            named[name] = happening.provide(annotation, f"parameter {name!r} of {plan.method}")
-    return await plan.action.function(machine, **named)
+            named[name] = happening.provide(annotation, f"parameter {name!r} of {parameters.method}")
+    return await action(machine, **named)
+
+
+async def act_for_heir(
+    machine: Any,
+    held: Any,
+    definition: MachineDefinition,
+    method: str,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> Any:
+    """Run the body of a trigger for a machine of a derived class, whose own trigger calls ``super().go()``.
+
+    Args:
+        held: the turn or bond that the machine holds.
+        definition: of the base class, which has nothing to say about the machine.
+    """
+    bond = held if type(held) is Bond else None
+    turn = held if bond is None else bond._flowlet_turn
+    if turn is None or (turn is not BUSY and not is_inside(turn)):
+        heir = type(machine).__qualname__
+        raise MachineError(
+            f"{definition.name}.{method} was called on a {heir}, which has a definition of its own; fire the event "
+            f"with .{method}(...), and call super().{method}(...) only in the body that overrides it"
+        )
+    action, parameters = definition.methods[method].action, definition.parameters[method]
+    if parameters.provided:
+        return await _act_provided(action, parameters, machine, args, kwargs, Happening(bond, None))
+    return await action(machine, *args, **kwargs)
 
 
 async def run_hooks(

@@ -16,9 +16,9 @@ from flowlet.core.current import run_context
 from flowlet.core.guards import guard_failure
 from flowlet.core.hooks import refuse_awaitable
 from flowlet.core.machine import MachineDefinition
-from flowlet.core.marks import TRANSITIONS
+from flowlet.core.marks import TRANSITIONS, TRIGGER
 from flowlet.runtime.machine_bond import Bond
-from flowlet.runtime.machine_driver import drain, handle, hook_failure
+from flowlet.runtime.machine_driver import act_for_heir, drain, handle, hook_failure
 from flowlet.runtime.machine_simple import Ways, judge, move_stored, move_waiting, simplify
 from flowlet.runtime.turns import BUSY, Turn, depart, leave
 
@@ -50,8 +50,9 @@ def make_trigger(definition: MachineDefinition, method: str) -> Callable[..., An
     parameters = definition.parameters[method]
     takes = parameters.names or parameters.keywords or parameters.variadic or parameters.provided
     build = _with_arguments if takes else _alone
-    made = functools.wraps(trigger.action)(build(definition, table, ways, event))
+    made = functools.wraps(trigger.action)(build(definition, table, ways, event, method))
     setattr(made, TRANSITIONS, trigger)
+    setattr(made, TRIGGER, made)
     setattr(made, EVENT, EventRef(definition, event, method, table))
     return made
 
@@ -59,7 +60,7 @@ def make_trigger(definition: MachineDefinition, method: str) -> Callable[..., An
 # The two functions below are the same but for the arguments, whose handing on would cost the first a third
 # of its time. Their order of things is that of `machine_driver.follow`. Nothing in them waits, so nobody
 # else runs before the turn is over, and a failure before the commit may simply end it.
-def _alone(definition: MachineDefinition, table: Plans, ways: Ways, event: str) -> Callable[..., Any]:
+def _alone(definition: MachineDefinition, table: Plans, ways: Ways, event: str, method: str) -> Callable[..., Any]:
     find, find_waiting, find_stored = ways.quick.get, ways.waiting.get, ways.stored.get
     run = run_context.get
 
@@ -70,6 +71,8 @@ def _alone(definition: MachineDefinition, table: Plans, ways: Ways, event: str) 
                 stored = find_stored(self._flowlet_state)
                 if stored is not None and run() is None:
                     return await move_stored(self, held, stored, (), {})
+            if type(self).__flowlet_machine__ is not definition:
+                return await act_for_heir(self, held, definition, method, (), {})
             return await handle(self, definition, table, event, (), {})
         plan = find(self._flowlet_state)
         if plan is None:
@@ -124,7 +127,9 @@ def _alone(definition: MachineDefinition, table: Plans, ways: Ways, event: str) 
     return trigger
 
 
-def _with_arguments(definition: MachineDefinition, table: Plans, ways: Ways, event: str) -> Callable[..., Any]:
+def _with_arguments(
+    definition: MachineDefinition, table: Plans, ways: Ways, event: str, method: str
+) -> Callable[..., Any]:
     find, find_waiting, find_stored = ways.quick.get, ways.waiting.get, ways.stored.get
     run = run_context.get
 
@@ -135,6 +140,8 @@ def _with_arguments(definition: MachineDefinition, table: Plans, ways: Ways, eve
                 stored = find_stored(self._flowlet_state)
                 if stored is not None and run() is None:
                     return await move_stored(self, held, stored, args, kwargs)
+            if type(self).__flowlet_machine__ is not definition:
+                return await act_for_heir(self, held, definition, method, args, kwargs)
             return await handle(self, definition, table, event, args, kwargs)
         plan = find(self._flowlet_state)
         if plan is None:

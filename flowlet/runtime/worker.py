@@ -13,7 +13,7 @@ from time import perf_counter
 
 import anyio
 
-from flowlet.errors import LeaseLost, StoreError, StoreUnavailable
+from flowlet.errors import LeaseLost, StoreError
 from flowlet.runtime.logs import Log
 from flowlet.runtime.presence import Presence, new_worker_id
 from flowlet.runtime.tasks import Task, spawn
@@ -148,7 +148,7 @@ class Worker:
                 seen = await self._watch(seen, next_beat)
             except LeaseLost:
                 next_beat = 0.0  # the lease ran out while this process slept: say again that it lives
-            except StoreUnavailable as error:
+            except StoreError as error:  # down, or refusing: in either case this process goes on trying
                 self._log.warning("store.unavailable", error=str(error))
                 await anyio.sleep(min(1.0, self._lease / 10))
             await anyio.sleep(_LEAST_PAUSE)
