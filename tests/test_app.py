@@ -409,6 +409,12 @@ def test_calls_of_provide_that_make_no_sense(flow: Flowlet, arguments: tuple[Any
         flow.provide(*arguments)
 
 
+@pytest.mark.parametrize("thing", ["M", 3, len])
+def test_a_machine_that_is_no_class(flow: Flowlet, thing: Any) -> None:
+    with pytest.raises(DefinitionError, match=r"a machine is a class; put @flow\.machine on a class"):
+        flow.machine(thing)
+
+
 def test_a_faulty_definition_is_reported_where_it_is_assembled(flow: Flowlet) -> None:
     with pytest.raises(DefinitionError, match="takes the result of 'double', which comes later"):
         flow.saga("x", add_one, double)

@@ -127,6 +127,9 @@ def collect_data(cls: type, members: Mapping[str, Any], namespace: Mapping[str, 
         if not _is_data(name, annotation) or name in supplied:
             continue
         _check_name(cls, name, members, faults)
+        if isinstance(given.get(name), dataclasses.Field) or type(given.get(name)).__name__ == "_CountingAttr":
+            faults.add(cls, f"{name!r} is a field of a class to be; @flow.machine must be the outermost decorator")
+            continue
         if codec_for(annotation, cls, f"data attribute {name!r}", faults) is None:
             continue
         fields.append(_field(name, annotation, given))

@@ -67,7 +67,7 @@ class BaseRegistry(ABC):
         faults = Faults()
         definition = build_machine(
             cls,
-            name=name or getattr(cls, "__name__", repr(cls)),
+            name=name or str(getattr(cls, "__name__", cls)),
             version=version,
             on_conflict=on_conflict,
             allow=frozenset(allow),

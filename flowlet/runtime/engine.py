@@ -31,51 +31,11 @@ from flowlet.core.run_records import (
     StepEnded,
     StepErred,
 )
-from flowlet.core.steps import digest
 from flowlet.errors import HistoryMismatch, RunError
 from flowlet.runtime.journal import Journal
+from flowlet.runtime.pendings import LocalPending, Notice
 from flowlet.runtime.steps import Host, StepRunner
 from flowlet.runtime.tasks import Latch, Task, check_cancelled, spawn
-
-
-class LocalPending(Pending):
-    """A step that was started.
-
-    Attributes:
-        ended: its outcome is in the journal (and may be read).
-        launched: its effect may have begun.
-        stopping: the interpreter has asked for it to be cancelled.
-        told: its task has posted its outcome.
-    """
-
-    __slots__ = ("call", "digest", "ended", "error", "launched", "stopping", "task", "told", "value")
-
-    def __init__(self, start: int, call: StepCall) -> None:
-        super().__init__(call.key, start)
-        self.call = call
-        self.digest = digest(call.input)
-        self.ended = False
-        self.launched = False
-        self.stopping = False
-        self.told = False
-        self.task: Task | None = None
-        self.value: bytes = b""
-        self.error: Exception | None = None
-
-
-class _Notice:
-    """What a step's task posts to the inbox: a record (empty when it is suspended), and for its end the outcome."""
-
-    __slots__ = ("error", "pending", "record", "seen", "value")
-
-    def __init__(
-        self, pending: LocalPending, record: bytes, value: bytes | None = None, error: Exception | None = None
-    ) -> None:
-        self.pending = pending
-        self.record = record
-        self.value = value
-        self.error = error
-        self.seen: Latch | None = None  # set: the task waits until the record is durable
 
 
 class LocalEngine:
@@ -90,7 +50,7 @@ class LocalEngine:
     # Defaults of what most runs never touch: a run is short, and setting up its engine is most of it.
     _replay: deque[Outcome | Noted] | tuple[()] = ()
     _attempts: Mapping[int, list[AttemptErred]] = MappingProxyType({})
-    _inbox: deque[_Notice] | None = None
+    _inbox: deque[Notice] | None = None
     _bell: anyio.Event | None = None
     _saving: Task | None = None
 
@@ -415,7 +375,7 @@ class LocalEngine:
             self._end(pending, b"", StepCancelled(pending.key))
         return bool(stopped)
 
-    async def _take(self, notice: _Notice) -> None:
+    async def _take(self, notice: Notice) -> None:
         if not notice.record:  # the step cannot go on here, so the run cannot
             raise Suspended
         self.journal.pending.append(notice.record)
@@ -427,7 +387,7 @@ class LocalEngine:
         else:
             self._end(notice.pending, notice.value or b"", notice.error)
 
-    def _post(self, notice: _Notice) -> None:
+    def _post(self, notice: Notice) -> None:
         assert self._inbox is not None
         notice.pending.told = notice.seen is None
         self._inbox.append(notice)
@@ -437,7 +397,7 @@ class LocalEngine:
     def _task_main(self, pending: LocalPending) -> Callable[[], Awaitable[None]]:
         async def persist(record: bytes) -> None:
             # The journal has one writer: the interpreter's task saves it and says so.
-            notice = _Notice(pending, record)
+            notice = Notice(pending, record)
             notice.seen = Latch()
             self._post(notice)
             await notice.seen.wait()
@@ -453,9 +413,9 @@ class LocalEngine:
             except Exception as error:
                 failure = error
             except Suspended:
-                self._post(_Notice(pending, b""))
+                self._post(Notice(pending, b""))
                 return
-            self._post(_Notice(pending, records[-1], value, failure))
+            self._post(Notice(pending, records[-1], value, failure))
 
         return main
 
@@ -464,12 +424,12 @@ class LocalEngine:
             if pending.told:
                 return
             if pending.stopping:  # stopped by the interpreter, perhaps before it began: that is its outcome
-                self._post(_Notice(pending, self._runner.pack_stopped(pending.start, pending.call)))
+                self._post(Notice(pending, self._runner.pack_stopped(pending.start, pending.call)))
                 return
             error = RunError(f"step {pending.key!r} awaited something that was cancelled elsewhere")
             records: list[bytes] = []
             self._runner.record_error(pending.start, pending.call, 0.0, error, records)
-            self._post(_Notice(pending, records[0], None, error))
+            self._post(Notice(pending, records[0], None, error))
 
         return over
 

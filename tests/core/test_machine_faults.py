@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 import functools
 from collections.abc import Callable
-from dataclasses import InitVar, dataclass
+from dataclasses import InitVar, dataclass, field
 from typing import Any, ClassVar
 
 import attrs
@@ -17,7 +17,7 @@ from flowlet.core.faults import Faults
 from flowlet.core.guards import all_of, any_of
 from flowlet.core.hooks import Transition
 from flowlet.core.machine_builder import build_machine
-from flowlet.core.marks import guard, state, transition
+from flowlet.core.marks import compensate, guard, state, step, transition
 
 Build = Callable[[], Any]
 CASES: list[Any] = []
@@ -520,7 +520,148 @@ def transition_on_conflict() -> type:
     return Case
 
 
+@fault("Case.lose: event=3 cannot be an event's name: use a word without spaces")
+def transition_event_of_another_type() -> type:
+    class Case(Base):
+        @transition("Draft", "Shipped", event=3)  # type: ignore[arg-type]
+        async def lose(self) -> None: ...
+
+    return Case
+
+
+@fault("Case.lose: event='' cannot be an event's name: use a word without spaces")
+def transition_event_without_a_name() -> type:
+    class Case(Base):
+        @transition("Draft", "Shipped", event="")
+        async def lose(self) -> None: ...
+
+    return Case
+
+
+@fault("Case.lose: exclusive must be True or False, not 'yes'")
+def transition_exclusive() -> type:
+    class Case(Base):
+        @transition("Draft", "Shipped", exclusive="yes")  # type: ignore[arg-type]
+        async def lose(self) -> None: ...
+
+    return Case
+
+
+@fault("Case.lose: a trigger is a plain async method that takes the machine; leave out @staticmethod")
+def transition_static() -> type:
+    class Case(Base):
+        @staticmethod
+        @transition("Draft", "Shipped")
+        async def lose() -> None: ...
+
+    return Case
+
+
+@fault("Case.lose: a trigger is a plain async method that takes the machine; leave out @classmethod")
+def transition_of_the_class() -> type:
+    class Case(Base):
+        @classmethod
+        @transition("Draft", "Shipped")
+        async def lose(cls) -> None: ...
+
+    return Case
+
+
+@fault("Case.lose: a trigger is a plain async method that takes the machine; leave out @property")
+def transition_property() -> type:
+    class Case(Base):
+        @property
+        @transition("Draft", "Shipped")
+        async def lose(self) -> None: ...
+
+    return Case
+
+
+TWICE = "it is marked as a trigger and as a step, and can only be one; let the trigger call a step of its own"
+
+
+@fault(f"Case.lose: {TWICE}", f"Case.find: {TWICE}")
+def transition_and_step() -> type:
+    class Case(Base):
+        @step
+        @transition("Draft", "Shipped")
+        async def lose(self) -> None: ...
+
+        @transition("Draft", "Shipped")
+        @step
+        async def find(self) -> None: ...
+
+    return Case
+
+
+@fault("Case.lose: it is marked as a trigger and as a compensation, and can only be one")
+def transition_and_compensation() -> type:
+    @step
+    async def act() -> None: ...
+
+    class Case(Base):
+        @transition("Draft", "Shipped")
+        @compensate(act)
+        async def lose(self) -> None: ...
+
+    return Case
+
+
+@fault("Case.lose: a decorator above @transition would be lost; put it below, next to the function")
+def transition_under_a_decorator() -> type:
+    def logged(function: Any) -> Any:
+        @functools.wraps(function)
+        async def call(*args: Any) -> Any:
+            return await function(*args)
+
+        return call
+
+    class Case(Base):
+        @logged
+        @transition("Draft", "Shipped")
+        async def lose(self) -> None: ...
+
+    return Case
+
+
+@fault(
+    "Case: 'lines' is a field of a class to be; @flow.machine must be the outermost decorator",
+    "Case: 'notes' is a field of a class to be; @flow.machine must be the outermost decorator",
+)
+def data_of_a_class_to_be() -> type:
+    class Case(Base):
+        lines: list[str] = field(default_factory=list)
+        notes: list[str] = attrs.field(factory=list)
+
+    return Case
+
+
 # Hooks -----------------------------------------------------------------------------------------------
+@fault("Case.on_enter_Shipped: hooks are named in lower case; call it 'on_enter_shipped'")
+def enter_in_upper_case() -> type:
+    class Case(Base):
+        async def on_enter_Shipped(self) -> None: ...
+
+    return Case
+
+
+@fault("Case.on_exit_InTransit: hooks are named in lower case; call it 'on_exit_in_transit'")
+def exit_in_upper_case() -> type:
+    class Case(Base):
+        @state
+        class InTransit: ...
+
+        @transition(Base.Confirmed, InTransit)
+        async def send(self) -> None: ...
+
+        @transition(InTransit, Base.Shipped)
+        async def arrive(self) -> None: ...
+
+        async def on_exit_InTransit(self) -> None: ...
+
+    return Case
+
+
 @fault("Case.on_enter_shiped: it is the hook of no state; did you mean 'on_enter_shipped'?")
 def enter_typo() -> type:
     class Case(Base):

@@ -1084,6 +1084,66 @@ async def test_copies_and_pickles_keep_the_state() -> None:
             assert twin.total == one.total
 
 
+@pytest.mark.parametrize("awaiting", [False, True])
+@pytest.mark.parametrize("assembled", [False, True])
+async def test_super_runs_the_body_that_is_overridden(assembled: bool, awaiting: bool) -> None:
+    class Parent:
+        total: int = 0
+
+        @state(initial=True)
+        class A: ...
+
+        @state
+        class B: ...
+
+        @transition(A, B)
+        async def go(self) -> str:
+            self.last = "parent"
+            return "parent"
+
+        @transition(A, B)
+        async def take(self, n: int, by: str = provided) -> int:
+            self.parents = n
+            return n
+
+        @transition(B, A)
+        async def back(self) -> None: ...
+
+    base = machine(Parent) if assembled else Parent
+
+    class Child(base):  # type: ignore[misc, valid-type]
+        fails: bool = False
+
+        @transition(base.A, base.B)
+        async def go(self) -> str:
+            if awaiting:
+                await pause()
+            said = await super().go()
+            self.total += 1
+            if self.fails:
+                raise Broken("child")
+            return f"child of {said}"
+
+        @transition(base.A, base.B)
+        async def take(self, n: int, by: str = provided) -> int:
+            return 10 * await super().take(n, by="the child")
+
+    child = machine(Child)()
+    assert await child.go() == "child of parent"
+    assert (state_of(child), child.total, child.last) == ("B", 1, "parent")
+    await child.back()
+    assert await child.take(2, by="me") == 20
+    await child.back()
+    child.fails, child.last = True, "before"
+    del child.parents
+    with pytest.raises(Broken):
+        await child.go()
+    assert (state_of(child), child.total, child.last) == ("A", 1, "before")
+    with pytest.raises(MachineError, match="no transition" if assembled else r"is overridden in .*super\(\).go"):
+        await base.go(child)
+    assert state_of(child) == "A"
+
+
 async def test_subclasses_inherit_and_replace() -> None:
     log: list[str] = []
 

@@ -411,6 +411,70 @@ async def test_slotted_and_attrs_machines_are_loaded_too(opened: Any, decorate: 
     assert (type(one), one.total, state_of(one)) == (cls, 7, "B")
 
 
+@pytest.mark.parametrize(
+    "decorate",
+    [dataclass, dataclass(slots=True), attrs.define, attrs.define(slots=False), dataclass(eq=False)],
+    ids=["dataclass", "slots", "attrs", "attrs-dict", "without-eq"],
+)
+@pytest.mark.parametrize("bare", [False, True])
+async def test_a_decorator_outside_of_the_machines_is_refused(opened: Any, decorate: Any, bare: bool) -> None:
+    class Inside:
+        total: int
+
+        @state(initial=True)
+        class A: ...
+
+        @state(final=True)
+        class B: ...
+
+        @transition(A, B)
+        async def go(self) -> None: ...
+
+    if not bare:  # a class with a __dict__ of its own, whatever the decorator does
+        Inside = type("Inside", (type("Roomy", (), {}),), dict(Inside.__dict__))  # type: ignore[misc]
+    cls = decorate(machine(Inside))
+    machines = await opened()
+    said = "must be the outermost decorator"
+    with pytest.raises(DefinitionError, match=said):
+        await machines.create(cls(total=1), id="i")
+    with pytest.raises(DefinitionError, match=said):
+        await machines.create(cls, id="i", data={"total": 1})
+    with pytest.raises(DefinitionError, match=said):
+        await machines.load(cls, "i")
+    with pytest.raises(DefinitionError, match=said):
+        state_of(cls(total=1))
+
+
+async def test_super_in_a_stored_machine(opened: Any, store: Flaky) -> None:
+    @machine
+    class Parent:
+        total: int = 0
+
+        @state(initial=True)
+        class A: ...
+
+        @state(final=True)
+        class B: ...
+
+        @transition(A, B)
+        async def go(self) -> int:
+            self.total += 1
+            return 1
+
+    @machine
+    class Child(Parent):
+        @transition(Parent.A, Parent.B)
+        async def go(self) -> int:
+            return 1 + await super().go()
+
+    child = await (await opened()).create(Child(), id="c")
+    with pytest.raises(MachineError, match=r"Parent.go was called on a .*Child.*; fire the event with .go\(...\)"):
+        await Parent.go(child)
+    assert await child.go() == 2
+    assert (state_of(child), child.total) == ("B", 1)
+    assert len(await records_of(store, "c")) == 2
+
+
 async def test_what_cannot_be_built_again_is_refused_at_creation(store: Flaky, opened: Any) -> None:
     @machine
     class Case:
@@ -827,17 +891,29 @@ async def test_a_lease_left_by_a_crash_is_taken_over_and_logged(
     assert (fields["owner"], fields["machine"]) == ("dead", "c")
 
 
-async def test_a_lost_lease_refuses_the_write(store: Flaky, opened: Any, exclusive_class: Any) -> None:
-    one = await (await opened()).create(exclusive_class, id="c")
-    async with anyio.create_task_group() as group:
+async def test_a_lost_lease_refuses_the_write(store: Flaky, opened: Any) -> None:
+    thieves = ["somebody"]
 
-        async def steal() -> None:
-            await anyio.sleep(0.01)
-            await store.release("worker-0", ["c"])
+    @machine
+    class Case:
+        n: int = 0
 
-        group.start_soon(steal)
-        with pytest.raises(LeaseLost):
-            await one.go()
+        @state(initial=True)
+        class A: ...
+
+        @state(final=True)
+        class B: ...
+
+        @transition(A, B, exclusive=True)
+        async def go(self) -> None:
+            self.n += 1
+            if thieves:
+                thieves.pop()
+                await store.release("worker-0", ["c"])
+
+    one = await (await opened()).create(Case, id="c")
+    with pytest.raises(LeaseLost):
+        await one.go()
     assert (one.n, state_of(one)) == (0, "A")
     await one.go()
 

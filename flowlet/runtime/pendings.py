@@ -1,0 +1,50 @@
+"""Work that the local engine has started: what it knows of a step until its outcome is in the journal.
+
+Law: plain data. A step's task posts notices; only the interpreter's task reads them and ends pendings.
+"""
+
+from __future__ import annotations
+
+from flowlet.core.engine import Pending, StepCall
+from flowlet.core.steps import digest
+from flowlet.runtime.tasks import Latch, Task
+
+
+class LocalPending(Pending):
+    """A step that was started.
+
+    Attributes:
+        ended: its outcome is in the journal (and may be read).
+        launched: its effect may have begun.
+        stopping: the interpreter has asked for it to be cancelled.
+        told: its task has posted its outcome.
+    """
+
+    __slots__ = ("call", "digest", "ended", "error", "launched", "stopping", "task", "told", "value")
+
+    def __init__(self, start: int, call: StepCall) -> None:
+        super().__init__(call.key, start)
+        self.call = call
+        self.digest = digest(call.input)
+        self.ended = False
+        self.launched = False
+        self.stopping = False
+        self.told = False
+        self.task: Task | None = None
+        self.value: bytes = b""
+        self.error: Exception | None = None
+
+
+class Notice:
+    """What a step's task posts to the inbox: a record (empty when it is suspended), and for its end the outcome."""
+
+    __slots__ = ("error", "pending", "record", "seen", "value")
+
+    def __init__(
+        self, pending: LocalPending, record: bytes, value: bytes | None = None, error: Exception | None = None
+    ) -> None:
+        self.pending = pending
+        self.record = record
+        self.value = value
+        self.error = error
+        self.seen: Latch | None = None  # set: the task waits until the record is durable
