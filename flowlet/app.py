@@ -6,6 +6,7 @@ may be entered again later, also on another event loop; nested entries count.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar, TypeVarTuple, Unpack, cast, overload
@@ -359,6 +360,13 @@ class Flowlet(Assembler):
 
     def _run_definition(self, thing: Any) -> RunDefinition:
         found = definition_of(thing)
+        if inspect.iscoroutine(thing):
+            thing.close()
+            raise FlowletError(f"{thing.__qualname__} was called: pass it and its arguments, as in flow.run(saga, 1)")
+        if isinstance(definition_of(type(thing)), RunDefinition):
+            raise FlowletError(
+                f"an object of {type(thing).__qualname__} was passed: pass the class, or call the object"
+            )
         if not isinstance(found, RunDefinition):
             name = getattr(thing, "__qualname__", repr(thing))
             raise FlowletError(f"{name} is no saga or pipeline: assemble it with @flow.saga or @flow.pipeline")

@@ -61,6 +61,10 @@ class Assembler(ABC):
     ) -> Any:
         """Assemble a class into a state machine; put it outermost, above ``@dataclass``.
 
+        Methods found by their names, all optional, async or not: ``on_enter_<state>`` and
+        ``on_exit_<state>`` with the state's name in lower case and underscores, ``on_transition``,
+        which takes a `Transition`, and ``on_load``.
+
         Args:
             name: the definition's name, the class's own by default.
             version: of the definition; recorded histories say which one wrote them.

@@ -59,6 +59,10 @@ class Parameter(msgspec.Struct, frozen=True):
 MISSING: Final = inspect.Parameter.empty
 
 
+class UNRESOLVED:
+    """The annotation of a function or class of which one annotation cannot be resolved; that is noted already."""
+
+
 class Signature(msgspec.Struct, frozen=True):
     """The parameters (without ``self``) and the result of a user's function.
 
@@ -91,7 +95,7 @@ def resolve_hints(thing: Any, namespace: Mapping[str, Any], faults: Faults) -> d
         return typing.get_type_hints(thing, localns=_scope(thing, namespace), include_extras=True)
     except Exception as error:
         faults.add(thing, f"an annotation cannot be resolved ({error}); import the name where the function is defined")
-        return {}
+        return dict.fromkeys(getattr(thing, "__annotations__", ()), UNRESOLVED)
 
 
 def _scope(thing: Any, namespace: Mapping[str, Any]) -> dict[str, Any]:
@@ -147,6 +151,8 @@ def read_signature(
 
 def codec_for(annotation: Any, where: object, what: str, faults: Faults) -> Codec[Any] | None:
     """Build the codec of a type that flowlet stores, noting why there is none."""
+    if annotation is UNRESOLVED:
+        return None
     if annotation is MISSING:
         faults.add(where, f"{what} has no annotation; annotate it, so that a replay gives back the same type")
         return None

@@ -6,6 +6,7 @@ and one that exists and is never asked, are faults.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -75,8 +76,11 @@ class GuardBinder:
 
 
 def check_unused(cls: type, members: Members, events: Iterable[str], faults: Faults) -> None:
-    """Note guards that no event and no ``guard=`` asks."""
+    """Note guards that no event and no ``guard=`` asks, and methods named like a guard without the mark."""
     names = list(events)
+    for event in names:
+        if inspect.isroutine(members.all.get(GATE + event)) and GATE + event not in members.guards:
+            faults.add(f"{describe(cls)}.{GATE}{event}", f"is named like the guard of {event!r}; put @guard on it")
     asked = {GATE + event for event in names}
     for mark in members.marks():
         for leaf in guard_leaves(mark.guard):

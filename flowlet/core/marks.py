@@ -79,7 +79,7 @@ def state(cls: Any = None, /, **options: Any) -> Any:
     Args:
         initial: the machine starts here; exactly one state says so.
         final: nothing leaves it.
-        parallel: its children are regions that are active together.
+        parallel: its children are regions that are active together. Not built yet: refused.
         value: anything you want to find again at the state.
 
     Example:

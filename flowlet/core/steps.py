@@ -18,7 +18,7 @@ from flowlet.core.codec import Codec
 from flowlet.core.faults import Faults, describe, nearest
 from flowlet.core.marks import CompensationMark, StepMark, step_mark
 from flowlet.core.retry import Retry
-from flowlet.errors import EncodeError
+from flowlet.errors import DecodeError, EncodeError
 
 Provide = Callable[[Any], Any]
 """Gives the value for a provided parameter's annotation."""
@@ -82,7 +82,10 @@ class StepDefinition(msgspec.Struct, frozen=True, eq=False, kw_only=True):
         """
         if not kwargs and len(args) == self.arity:
             return args
-        bound = self.signature.bind(*args, **kwargs)
+        try:
+            bound = self.signature.bind(*args, **kwargs)
+        except TypeError as error:
+            raise TypeError(f"{self.name}{self.signature}: {error}") from None
         bound.apply_defaults()
         return tuple(bound.arguments[p.name] for p in self.inputs)
 
@@ -112,9 +115,18 @@ class StepDefinition(msgspec.Struct, frozen=True, eq=False, kw_only=True):
             ) from error
         for value, kind in zip(args, self.kinds, strict=False):
             if type(value) is not kind:
-                self.input.decode(data, f"an argument of {self.name!r}")
+                self._check(args, data)
                 break
         return data
+
+    def _check(self, args: tuple[Any, ...], data: bytes) -> None:
+        """Raise `DecodeError` for the argument that is not of its annotated type, if there is one."""
+        try:
+            self.input.decode(data, f"an argument of {self.name!r}")
+        except DecodeError:
+            for parameter, value in zip(self.inputs, args, strict=True):
+                Codec(parameter.annotation).decode(encode_input(value), f"argument {parameter.name!r} of {self.name!r}")
+            raise
 
     def decode(self, value: bytes) -> Any:
         """Decode a recorded result to the annotated type."""

@@ -310,8 +310,8 @@ class LocalEngine:
     def _mismatch(self, found: str, expected: str) -> NoReturn:
         self.journal.trouble = HistoryMismatch(
             f"run {self.run_id!r} of {self._definition!r}, start {self._starts}: the code now asks for {found}, "
-            f"but the history has {expected}; bring back the code that the run began with, or give the new code "
-            "a new version="
+            f"but the history has {expected}; bring back the code that the run began with and await "
+            f"flow.handle({self.run_id!r}).resume(); new code wants a new version= beside the old"
         )
         raise Suspended
 

@@ -61,6 +61,7 @@ class Runs:
         self.find = find
         self.provide = provide
         self.log = log
+        self._lease = lease
         self._durable = store.capabilities.durable
         self.max_payload = store.capabilities.max_payload
         self.closing = self.stopping = False
@@ -358,7 +359,7 @@ class Runs:
 
     async def result(self, id: str, definition: RunDefinition | None) -> Any:
         """Wait for a run's end, wherever it is executed."""
-        seen = -1
+        seen, nobodys_since = -1, None
         while True:
             execution = self.live.get(id)
             if execution is not None:
@@ -374,7 +375,16 @@ class Runs:
                 return await self._recorded_outcome(head, definition or self.definition_of(head))
             if self.closing:
                 raise RunError(f"run {id!r} has not ended; ask again when its Flowlet is entered again")
-            seen = await self._store.watch(seen, 1.0)
+            if head.owner is not None or self.definition_of(head) is not None:
+                nobodys_since = None
+            elif nobodys_since is None:
+                nobodys_since = time.perf_counter()
+            elif time.perf_counter() - nobodys_since > self._lease:
+                raise RunError(
+                    f"run {id!r} is of {head.definition!r} version {head.definition_version}, which is not included "
+                    "here, and no process runs it: include the code of that version, or start under another id"
+                )
+            seen = await self._store.watch(seen, min(1.0, self._lease))
 
     async def resume(self, id: str) -> None:
         """Let a parked run go on, here."""

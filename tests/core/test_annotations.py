@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from flowlet import Run, provided
-from flowlet.core.annotations import MISSING, caller_namespace, codec_for, read_signature, resolve_hints
+from flowlet.core.annotations import MISSING, UNRESOLVED, caller_namespace, codec_for, read_signature, resolve_hints
 from flowlet.core.faults import Faults
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ def test_what_cannot_be_resolved_is_a_fault_that_names_it() -> None:
     def pay(amount: Decimal) -> None: ...
 
     faults = Faults()
-    assert resolve_hints(pay, {}, faults) == {}
+    assert resolve_hints(pay, {}, faults) == {"amount": UNRESOLVED, "return": UNRESOLVED}
     assert len(faults.problems) == 1
     assert faults.problems[0].startswith("pay: an annotation cannot be resolved (name 'Decimal' is not defined)")
 

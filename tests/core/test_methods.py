@@ -122,7 +122,7 @@ async def test_an_argument_of_another_type_is_refused_before_the_effect() -> Non
         return await charge(amount)  # type: ignore[arg-type]  # the mistake
 
     async with Flowlet(registry=registry) as flow:
-        with pytest.raises(DecodeError, match="an argument of 'charge'"):
+        with pytest.raises(DecodeError, match="argument 'amount' of 'charge'"):
             await flow.execute(buy, 5.5, id="r")
         assert await flow.handle("r").status() == "failed"
     assert log == []
