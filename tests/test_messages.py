@@ -81,7 +81,7 @@ def test_one_annotation_that_cannot_be_resolved_is_one_problem() -> None:
 
 
 def test_a_guard_without_its_mark_is_a_fault() -> None:
-    with pytest.raises(DefinitionError, match="Door.can_open: is named like the guard of 'open'; put @guard on it"):
+    with pytest.raises(DefinitionError, match=r"Door\.can_open: is named like the guard of 'open'; put @guard on it"):
 
         @registry.machine
         class Door:
