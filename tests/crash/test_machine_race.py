@@ -193,8 +193,9 @@ def test_a_killed_process_leaves_nothing_half_done(tmp_path: Path) -> None:
             moves = int(stdout.readline())
         time.sleep(moments.random() * 0.003)
         process.send_signal(signal.SIGKILL)
-        rest, _ = process.communicate()
-        lines = [line for line in rest.splitlines() if line]
+        # Not `communicate`, which passes over what `readline` has read ahead.
+        lines = [line for line in stdout.read().splitlines() if line]
+        process.communicate()
         moves = int(lines[-1]) if lines else moves
         moves = asyncio.run(look(moves))
 
