@@ -1,6 +1,6 @@
 """Driving a machine through an event: turn, guards, exit hooks, action, commit, enter hooks, what was raised.
 
-Law: the order is promise 1 of the design and is written down once, in `follow`. What fails or is
+Law: the order of one transition is written down once, in `follow`. What fails or is
 cancelled before the commit leaves the machine as it was; what fails after it leaves it committed. The
 commit is an assignment, or, for a machine with a store, one append made by its `Bond`.
 """
