@@ -255,7 +255,7 @@ class EncodeError(StoreError):
 
 
 class DecodeError(StoreError):
-    """Stored bytes do not decode to the annotated type, or are damaged."""
+    """A value is not of the annotated type, or stored bytes are damaged."""
 
 
 class StoreUnavailable(StoreError):

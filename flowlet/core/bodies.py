@@ -12,17 +12,11 @@ from collections.abc import Callable, Iterator, Mapping
 from types import CodeType
 from typing import Any
 
-from flowlet.core.annotations import read_signature
 from flowlet.core.faults import Faults, describe
 from flowlet.core.marks import COMPENSATES, CompensationMark, StepMark, step_mark
-from flowlet.core.steps import StepDefinition, build_executable, build_step
+from flowlet.core.steps import StepDefinition, build_step
 
 _NAME_LOADS = ("LOAD_GLOBAL", "LOAD_NAME")
-
-
-def read_starter(function: Callable[..., Any], name: str, space: Mapping[str, Any], faults: Faults) -> Any:
-    """Read how a body is called: a `StepDefinition` that binds and encodes its inputs, or None."""
-    return build_executable(name, function, read_signature(function, space, faults), faults, method=False)
 
 
 class StepBook:

@@ -92,6 +92,3 @@ class Context(msgspec.Struct, frozen=True, eq=False):
     current_task: CurrentTask
     instance: Any = None
     provided: dict[str, Any] = {}
-
-
-Body = Callable[..., Coroutine[Any, Any, Any]]

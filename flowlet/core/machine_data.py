@@ -105,10 +105,6 @@ class DataShape(msgspec.Struct, frozen=True, eq=False):
         value = self.codec.decode(data, what)
         return tuple(getattr(value, name) for name in self.names)
 
-    def repack(self, data: Mapping[str, Any]) -> bytes:
-        """Encode data that is given as plain values by name (from a migration)."""
-        return pack(dict(data))
-
 
 def read_nothing(machine: Any) -> tuple[Any, ...]:
     """Return the data of a machine that has none."""

@@ -11,7 +11,7 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from types import ModuleType
-from typing import Any, Protocol
+from typing import Any
 
 from flowlet.core.assembly import build_class, build_function, build_pipeline, build_saga
 from flowlet.core.definitions import RunDefinition
@@ -22,19 +22,6 @@ from flowlet.errors import DefinitionError
 
 ASSEMBLED = "__flowlet_definition__"
 """The attribute of an assembled function or class that leads to its definition."""
-
-
-class Definition(Protocol):
-    """What all definitions have in common."""
-
-    @property
-    def name(self) -> str:
-        """The name under which a registry keeps it."""
-        ...
-
-    def export(self) -> dict[str, Any]:
-        """Return it as plain data."""
-        ...
 
 
 class BaseRegistry(ABC):

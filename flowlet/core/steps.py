@@ -106,23 +106,36 @@ class StepDefinition(msgspec.Struct, frozen=True, eq=False, kw_only=True):
             EncodeError: one of them cannot be stored.
             DecodeError: one of them is not of the annotated type.
         """
+        data = self._encode(args)
+        for value, kind in zip(args, self.kinds, strict=False):
+            if type(value) is not kind:
+                self._decode(args, data)
+                break
+        return data
+
+    def exchange_input(self, args: tuple[Any, ...]) -> tuple[bytes, tuple[Any, ...]]:
+        """Encode bound inputs and return them with what they decode to, as a replay would have them.
+
+        Raises:
+            EncodeError: one of them cannot be stored.
+            DecodeError: one of them is not of the annotated type.
+        """
+        data = self._encode(args)
+        return data, self._decode(args, data)
+
+    def _encode(self, args: tuple[Any, ...]) -> bytes:
         try:
-            data = encode_input(args)
+            return encode_input(args)
         except UNENCODABLE as error:
             raise EncodeError(
                 f"an argument of {self.name!r} cannot be stored: {error}; pass data, and take services "
                 "through a parameter with the default `provided`"
             ) from error
-        for value, kind in zip(args, self.kinds, strict=False):
-            if type(value) is not kind:
-                self._check(args, data)
-                break
-        return data
 
-    def _check(self, args: tuple[Any, ...], data: bytes) -> None:
-        """Raise `DecodeError` for the argument that is not of its annotated type, if there is one."""
+    def _decode(self, args: tuple[Any, ...], data: bytes) -> tuple[Any, ...]:
+        """Decode what `args` were encoded to; the error names the argument."""
         try:
-            self.input.decode(data, f"an argument of {self.name!r}")
+            return tuple(self.input.decode(data, f"an argument of {self.name!r}"))
         except DecodeError:
             for parameter, value in zip(self.inputs, args, strict=True):
                 Codec(parameter.annotation).decode(encode_input(value), f"argument {parameter.name!r} of {self.name!r}")

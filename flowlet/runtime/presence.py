@@ -83,7 +83,7 @@ class Presence:
 
     def is_dead(self, worker: str) -> bool:
         """Tell whether another worker is known to have died on this host."""
-        if self._folder is None or worker == self.worker or worker.partition("-")[0] != _host():
+        if self._folder is None or worker == self.worker or worker.partition("-")[0] != self.worker.partition("-")[0]:
             return False
         path = self._folder / worker
         try:

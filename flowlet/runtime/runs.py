@@ -198,8 +198,7 @@ class Runs:
         """Create a run whose first append may wait until somebody can see it: new id, no process to survive."""
         id = self._ids.next()
         starter = definition.starter
-        data = starter.encode_input(inputs)
-        given = starter.input.decode(data, f"the input of {definition.name!r}")
+        data, given = starter.exchange_input(inputs)
         started = Started(definition.name, definition.version, data, self.now())
         journal = self._new_journal(id, definition, started)
         execution = self.live[id] = Execution(self, definition, journal, instance)
@@ -225,8 +224,7 @@ class Runs:
         self, definition: RunDefinition, inputs: tuple[Any, ...], id: str | None, instance: Any = None
     ) -> tuple[Execution, Started, tuple[Any, ...]] | str:
         starter = definition.starter
-        data = starter.encode_input(inputs)
-        given = starter.input.decode(data, f"the input of {definition.name!r}")
+        data, given = starter.exchange_input(inputs)
         run_id = self._ids.next() if id is None else check_id(id)
         if run_id in self.live:
             await self._check_same(run_id, definition, data)

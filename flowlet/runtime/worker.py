@@ -73,7 +73,7 @@ class Worker:
         """Say that this worker lives, take up what nobody runs, then go on doing both."""
         self._presence.hold()
         try:
-            await self._beat()
+            await self.beat()
             await self._look()
         except BaseException:
             self._presence.drop()
@@ -92,7 +92,7 @@ class Worker:
         while True:
             await anyio.sleep(self._lease / 3)
             try:
-                await self._beat()
+                await self.beat()
             except StoreError as error:
                 self._log.warning("store.unavailable", error=str(error))
 
@@ -106,10 +106,7 @@ class Worker:
         self._presence.drop()
 
     async def beat(self) -> None:
-        """Renew the lease now."""
-        await self._beat()
-
-    async def _beat(self) -> None:
+        """Renew the lease now, and give back what dead peers of this host held."""
         before = perf_counter()
         self._peers = await self._store.heartbeat(self.id, self._lease)
         if perf_counter() > self._deadline:
@@ -142,7 +139,7 @@ class Worker:
                 if perf_counter() >= next_beat:
                     pause = min(2 * pause, self._lease / 3)
                     next_beat = perf_counter() + pause
-                    await self._beat()
+                    await self.beat()
                     await self._recovered()
                 await self._look()
                 seen = await self._watch(seen, next_beat)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["open_store"]
 
-_FORMS = "'memory://', 'sqlite:///relative.db' and 'sqlite:////absolute.db'; other schemes come with extras of flowlet"
+_FORMS = "'memory://', 'sqlite:///relative.db' and 'sqlite:////absolute.db', the schemes there are so far"
 _DURABILITY = {"power": "FULL", "process": "NORMAL"}
 
 

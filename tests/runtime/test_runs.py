@@ -208,7 +208,7 @@ async def test_an_input_that_cannot_be_stored_or_is_of_another_type_leaves_nothi
             for id in (None, "r"):
                 with pytest.raises(EncodeError, match="an argument of 'twice' cannot be stored"):
                     await start(twice, object(), id=id)  # type: ignore[arg-type]
-                with pytest.raises(DecodeError, match="the input of 'twice' does not decode"):
+                with pytest.raises(DecodeError, match="argument 'n' of 'twice' does not decode to int"):
                     await start(twice, "1", id=id)  # type: ignore[arg-type]
                 with pytest.raises(TypeError):
                     await start(twice, 1, 2, id=id)

@@ -69,7 +69,7 @@ async def test_durability_is_the_level_of_synchronous(tmp_path: Path, option: st
         ("", ["''", "memory://", "sqlite:///"]),
         ("orders.db", ["orders.db", "sqlite:///"]),
         ("sqlite:orders.db", ["sqlite:orders.db", "sqlite:///"]),
-        ("mysql://host/db", ["mysql://host/db", "memory://", "sqlite:///", "extras"]),
+        ("mysql://host/db", ["mysql://host/db", "memory://", "sqlite:///", "schemes there are"]),
         ("memory://here", ["here"]),
         ("memory://?durability=process", ["durability"]),
         ("sqlite://", ["names no file", "sqlite:///"]),
