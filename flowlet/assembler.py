@@ -12,7 +12,9 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, overload
 
 from flowlet.core.annotations import caller_namespace
+from flowlet.core.assembly import Options
 from flowlet.core.pipeline import OnError, StepRef
+from flowlet.core.retry import Seconds
 from flowlet.errors import DefinitionError
 
 if TYPE_CHECKING:
@@ -108,18 +110,52 @@ class Assembler(ABC):
     def saga(self, definition: AF, /) -> AF: ...
     @overload
     def saga(
-        self, name: str, /, *steps: *tuple[*tuple[AnyStep, ...], Callable[..., Awaitable[R]]]
+        self,
+        name: str,
+        /,
+        *steps: *tuple[*tuple[AnyStep, ...], Callable[..., Awaitable[R]]],
+        version: int = 1,
+        deadline: Seconds | None = None,
+        parallel_compensation: bool = False,
     ) -> Callable[..., Coroutine[Any, Any, R]]: ...
     @overload
     def saga(
-        self, name: str, /, *steps: *tuple[*tuple[AnyStep, ...], Callable[..., R]]
+        self,
+        name: str,
+        /,
+        *steps: *tuple[*tuple[AnyStep, ...], Callable[..., R]],
+        version: int = 1,
+        deadline: Seconds | None = None,
+        parallel_compensation: bool = False,
     ) -> Callable[..., Coroutine[Any, Any, R]]: ...
     @overload
-    def saga(self, /, *, name: str | None = None, version: int = 1) -> Callable[[F], F]: ...
-    def saga(self, *args: object, name: str | None = None, version: int = 1) -> Any:
+    def saga(
+        self,
+        /,
+        *,
+        name: str | None = None,
+        version: int = 1,
+        deadline: Seconds | None = None,
+        parallel_compensation: bool = False,
+    ) -> Callable[[F], F]: ...
+    def saga(
+        self,
+        *args: object,
+        name: str | None = None,
+        version: int = 1,
+        deadline: Seconds | None = None,
+        parallel_compensation: bool = False,
+    ) -> Any:
         """Assemble a saga: an async function, a class with ``__call__``, or a name and steps in order.
 
         A step that fails for good makes the completed ones be compensated in reverse order.
+
+        Args:
+            name: the definition's name, the function's or class's own by default.
+            version: of the definition. Unfinished runs go on with the code of their own version.
+            deadline: seconds (or a timedelta) after its start in which a run must have ended; if not, it is
+                undone and fails with `RunTimeout`.
+            parallel_compensation: compensate for all steps at once instead of one after another.
 
         Raises:
             DefinitionError: with everything that is wrong with it.
@@ -135,9 +171,10 @@ class Assembler(ABC):
             ...     return await reserve(sku)
         """
         space = caller_namespace(1)
+        options = Options(version=version, deadline=deadline, together=parallel_compensation)
         if args and isinstance(args[0], str):
-            return self.registry.assemble_saga(args[0], args[1:], version=version, namespace=space)
-        return self._assemble_body("saga", args, name, version, space)
+            return self.registry.assemble_saga(args[0], args[1:], options=options, namespace=space)
+        return self._assemble_body("saga", args, name, options, space)
 
     @overload
     def pipeline(self, definition: C, /) -> C: ...
@@ -150,6 +187,7 @@ class Assembler(ABC):
         /,
         *steps: *tuple[*tuple[AnyStep, ...], Callable[..., Awaitable[R]]],
         version: int = 1,
+        deadline: Seconds | None = None,
         when: Mapping[StepRef, Callable[..., bool]] | None = None,
         on_error: OnError | Mapping[StepRef, OnError] = "stop",
     ) -> Callable[..., Coroutine[Any, Any, R]]: ...
@@ -160,16 +198,20 @@ class Assembler(ABC):
         /,
         *steps: *tuple[*tuple[AnyStep, ...], Callable[..., R]],
         version: int = 1,
+        deadline: Seconds | None = None,
         when: Mapping[StepRef, Callable[..., bool]] | None = None,
         on_error: OnError | Mapping[StepRef, OnError] = "stop",
     ) -> Callable[..., Coroutine[Any, Any, R]]: ...
     @overload
-    def pipeline(self, /, *, name: str | None = None, version: int = 1) -> Callable[[F], F]: ...
+    def pipeline(
+        self, /, *, name: str | None = None, version: int = 1, deadline: Seconds | None = None
+    ) -> Callable[[F], F]: ...
     def pipeline(
         self,
         *args: object,
         name: str | None = None,
         version: int = 1,
+        deadline: Seconds | None = None,
         when: Mapping[StepRef, Callable[..., bool]] | None = None,
         on_error: OnError | Mapping[StepRef, OnError] = "stop",
     ) -> Any:
@@ -179,6 +221,7 @@ class Assembler(ABC):
         in parallel. The value is that of the last step listed, None if it was skipped.
 
         Args:
+            version, deadline: as of a saga.
             when: conditions by step: plain functions of inputs and earlier results. A step whose
                 condition is false is skipped, and so is what needs it.
             on_error: ``"stop"`` (the pipeline fails), ``"skip"`` (what needs the step is skipped), or
@@ -200,19 +243,20 @@ class Assembler(ABC):
             >>> etl = registry.pipeline("etl", extract, total)
         """
         space = caller_namespace(1)
+        options = Options(version=version, deadline=deadline)
         if args and isinstance(args[0], str):
             return self.registry.assemble_pipeline(
-                args[0], args[1:], version=version, namespace=space, when=when or {}, on_error=on_error
+                args[0], args[1:], options=options, namespace=space, when=when or {}, on_error=on_error
             )
         if when is not None or on_error != "stop":
             raise DefinitionError(["when= and on_error= go with a pipeline made of a name and steps"])
-        return self._assemble_body("pipeline", args, name, version, space)
+        return self._assemble_body("pipeline", args, name, options, space)
 
     def _assemble_body(
-        self, kind: str, args: tuple[object, ...], name: str | None, version: int, space: dict[str, Any]
+        self, kind: str, args: tuple[object, ...], name: str | None, options: Options, space: dict[str, Any]
     ) -> Any:
         def assemble(target: Any) -> Any:
-            return self.registry.assemble_body(kind, target, name=name, version=version, namespace=space)
+            return self.registry.assemble_body(kind, target, name=name, options=options, namespace=space)
 
         if len(args) > 1:
             raise DefinitionError([f'a {kind} made of steps starts with its name: {kind}("name", first, second)'])

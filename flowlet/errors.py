@@ -16,6 +16,7 @@ __all__ = [
     "CompensationFailed",
     "ConfigError",
     "Conflict",
+    "CopyMismatch",
     "DecodeError",
     "DefinitionError",
     "EncodeError",
@@ -32,9 +33,11 @@ __all__ = [
     "RunFinished",
     "RunNotFound",
     "RunParked",
+    "RunTimeout",
     "StepFailed",
     "StepTimeout",
     "StoreError",
+    "StoreInUse",
     "StoreUnavailable",
     "TransitionNotAllowed",
 ]
@@ -127,7 +130,20 @@ class RunError(FlowletError):
 
 
 class RunNotFound(RunError):
-    """No run (or machine) has this id in the store."""
+    """No run (or machine) has this id in the store.
+
+    Attributes:
+        id: the id that was looked for, ``""`` where it is not known.
+    """
+
+    id: str
+
+    def __init__(self, message: str = "", id: str = "") -> None:
+        self.id = id
+        super().__init__(message)
+
+    def __reduce__(self) -> tuple[type[RunNotFound], tuple[str, str]]:
+        return type(self), (str(self), self.id)
 
 
 class IdConflict(RunError):
@@ -135,7 +151,20 @@ class IdConflict(RunError):
 
 
 class RunFinished(RunError):
-    """The run has ended, so it can no longer be changed."""
+    """The run has ended, so it can no longer be changed.
+
+    Attributes:
+        id: the run, ``""`` where it is not known.
+    """
+
+    id: str
+
+    def __init__(self, message: str = "", id: str = "") -> None:
+        self.id = id
+        super().__init__(message)
+
+    def __reduce__(self) -> tuple[type[RunFinished], tuple[str, str]]:
+        return type(self), (str(self), self.id)
 
 
 class RunParked(RunError):
@@ -175,6 +204,10 @@ class StepFailed(RunError):
 
     def __reduce__(self) -> tuple[object, tuple[str, str, int, str]]:
         return StepFailed, (str(self), self.step, self.attempts, self.type)
+
+
+class RunTimeout(RunError, TimeoutError):
+    """The run had not ended at its deadline; what it had done was compensated."""
 
 
 class StepTimeout(RunError, TimeoutError):
@@ -247,7 +280,20 @@ class Conflict(StoreError):
 
 
 class LeaseLost(StoreError):
-    """The writer no longer owns the run: its lease ran out and somebody else may have taken it."""
+    """The writer no longer owns the run: its lease ran out and somebody else may have taken it.
+
+    Attributes:
+        id: the run or machine, ``""`` when a worker has lost its place and with it all it owned.
+    """
+
+    id: str
+
+    def __init__(self, message: str = "", id: str = "") -> None:
+        self.id = id
+        super().__init__(message)
+
+    def __reduce__(self) -> tuple[type[LeaseLost], tuple[str, str]]:
+        return type(self), (str(self), self.id)
 
 
 class EncodeError(StoreError):
@@ -262,8 +308,59 @@ class StoreUnavailable(StoreError):
     """The store cannot be reached or opened now; nothing was lost, try again when it is back."""
 
 
+class StoreInUse(StoreError):
+    """A store that must be left alone meanwhile, to be copied, is being worked on.
+
+    Attributes:
+        owned: how many runs and machines a living worker owns; 0 when something else showed that it is in use.
+        id: one that is owned, or that was changed meanwhile; ``""`` where it is not known.
+    """
+
+    owned: int
+    id: str
+
+    def __init__(self, message: str = "", owned: int = 0, id: str = "") -> None:
+        self.owned, self.id = owned, id
+        super().__init__(message)
+
+    def __reduce__(self) -> tuple[type[StoreInUse], tuple[str, int, str]]:
+        return type(self), (str(self), self.owned, self.id)
+
+
+class CopyMismatch(StoreError):
+    """The other store has something else under an id than what is to be copied; it was left as it is.
+
+    Attributes:
+        id: the run, machine or definition.
+    """
+
+    id: str
+
+    def __init__(self, message: str = "", id: str = "") -> None:
+        self.id = id
+        super().__init__(message)
+
+    def __reduce__(self) -> tuple[type[CopyMismatch], tuple[str, str]]:
+        return type(self), (str(self), self.id)
+
+
 class PayloadTooLarge(StoreError):
-    """A value is larger than the store accepts; store it elsewhere and keep a reference."""
+    """A value is larger than may be stored; keep it elsewhere and pass a reference.
+
+    Attributes:
+        size: of what was to be stored, in bytes; 0 where it is not known.
+        limit: what is allowed, in bytes; 0 where it is not known.
+    """
+
+    size: int
+    limit: int
+
+    def __init__(self, message: str = "", size: int = 0, limit: int = 0) -> None:
+        self.size, self.limit = size, limit
+        super().__init__(message)
+
+    def __reduce__(self) -> tuple[type[PayloadTooLarge], tuple[str, int, int]]:
+        return type(self), (str(self), self.size, self.limit)
 
 
 # ------------------------------------------------------------------ configuration

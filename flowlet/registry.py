@@ -112,7 +112,7 @@ async def _run_directly(
     inputs = definition.starter.bind(args, kwargs)
     # Runs and not the Flowlet: an exception's traceback would keep it alive.
     if run is None:
-        runs = find_flowlet(definition).runs
+        runs = find_flowlet(definition)._open_runs
         return await runs.execute(definition, inputs, None, instance)
     # Called by a step: the same call finds the same run when the step is tried again.
     runs = _runs_for(run, definition)
@@ -124,7 +124,7 @@ def _runs_for(run: Run, definition: RunDefinition) -> Runs:
     runs = host_of(run)
     if isinstance(runs, Runs) and runs.find(definition.name, definition.version) is definition:
         return runs
-    return find_flowlet(definition).runs
+    return find_flowlet(definition)._open_runs
 
 
 def find_flowlet(definition: RunDefinition) -> Flowlet:
@@ -156,7 +156,10 @@ def _child_step(definition: RunDefinition) -> StepDefinition:
     """Describe a definition as a step of a parent run: starting the child, or finding it, and waiting."""
 
     async def run_child(*args: Any, run: Run) -> Any:
-        return await _runs_for(run, definition).execute_child(definition, args, run.idempotency_key)
+        return await _runs_for(run, definition).execute_child(definition, args, _child_id(run))
+
+    async def halt_child(run: Run) -> None:
+        await _runs_for(run, definition).halt(_child_id(run))
 
     run = Parameter("run", Run, inspect.Parameter.KEYWORD_ONLY, required=False, provided=True)
     return msgspec.structs.replace(
@@ -171,4 +174,11 @@ def _child_step(definition: RunDefinition) -> StepDefinition:
         retry=None,
         timeout=None,
         key=None,
+        halt=halt_child,
     )
+
+
+def _child_id(run: Run) -> str:
+    """Return the id of the run that a step is."""
+    # A child that has ended stays as it is: a parent that is to try again, behind its pivot, starts another one.
+    return run.idempotency_key if run.attempt == 1 else f"{run.idempotency_key}@{run.attempt}"

@@ -4,55 +4,82 @@ Law: a store knows bytes, versions, fences, leases and wake times; it knows noth
 or steps. Everything above it works with any object that has these methods, and a store imports
 nothing of flowlet but this module and `flowlet.errors`.
 
+A store of your own is any object with the methods of `Store`, or a subclass of `BasicStore`, which derives
+all of them from three. `flowlet.testing.StoreConformance` proves either.
+
 What is stored
     An *entity* is one run, one machine or one definition. It has an id (unique in the store), a
     `Head` of indexed facts, a journal of records numbered 1, 2, 3 ... without gap (the number of
-    the last one is the entity's *version*), an inbox of signals, and possibly a snapshot.
+    the last one is the entity's *version*), an inbox of signals, and possibly a snapshot. It is created
+    with a record, so its version is never 0: that is the version of what does not exist.
 
 Ownership
     An entity may be owned by a *worker*. A worker is alive while its last `heartbeat` is younger
     than the lease it asked for, in the store's own time. Each change of owner raises the
     entity's *fence*; a write that carries an older fence is refused with `LeaseLost`.
+
+    There are two ways to own. `Store.claim` asks the leases: it takes only what nobody alive owns.
+    `Write.owner` does not ask them: whoever writes it takes the entity, or gives it back, whoever has it,
+    and only the write's ``expect`` and ``fence`` can refuse. So give a ``fence`` with it unless the
+    entity is to be taken from anybody; a former owner learns of it by `LeaseLost` at its next fenced write.
+
+Which bytes and words
+    Payloads are any bytes, from none to `Capabilities.max_payload`. Ids, definitions, states and the like
+    are any text that UTF-8 can encode; a store that cannot keep some of it (a NUL, say) refuses the
+    append that brings it with a `StoreError`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, Final, Protocol, TypeAlias, runtime_checkable
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias, runtime_checkable
 
 import msgspec
 
+if TYPE_CHECKING:
+    from flowlet.stores.basic import BasicStore, Change, Entity
+
 __all__ = [
     "UNCHANGED",
+    "BasicStore",
     "Capabilities",
+    "Change",
     "Claims",
+    "Entity",
     "Head",
     "New",
+    "PayloadCodec",
     "Signal",
     "Store",
     "Stored",
     "Unchanged",
     "Work",
     "Write",
+    "missing_members",
 ]
 
 Unchanged: TypeAlias = msgspec.UnsetType
 UNCHANGED: Final = msgspec.UNSET
 """The value of a `Write` field that leaves the stored one as it is."""
 
-Work: TypeAlias = Callable[[Any], "Sequence[Write]"]
-"""User code that runs inside a store's transaction: takes its connection, returns the writes to make."""
+Work: TypeAlias = Callable[[Any], "Sequence[Write] | Awaitable[Sequence[Write]]"]
+"""User code that runs inside a store's transaction: takes its connection, returns the writes to make.
+
+May be a coroutine function where `Capabilities.async_work` says so.
+"""
 
 
 class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
-    """What a store can do; asking for what it cannot is a clear error, never a silent loss.
+    """What a store can do; asking for what it cannot is a `StoreError` that names the flag, never a silent loss.
 
     Attributes:
         durable: an acknowledged append survives the end of the process (and, as far as the
             store's documentation says, the loss of power).
         multi_process: several processes may work on it at once.
         transactional: `Store.append` accepts ``work=``.
-        leases: `claim`, `heartbeat` and `release` work.
+        async_work: that may return an awaitable, which is awaited on the store's loop before anything is stored: its
+            connection is used with ``await``.
+        leases: `claim`, `heartbeat` and `release` work. Without them nothing can be run, but machines.
         signals: a `Write` may carry signals.
         max_payload: largest record, signal or snapshot in bytes, None for no limit.
     """
@@ -60,6 +87,7 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
     durable: bool = False
     multi_process: bool = False
     transactional: bool = False
+    async_work: bool = False
     leases: bool = True
     signals: bool = True
     max_payload: int | None = None
@@ -113,7 +141,8 @@ class Write(msgspec.Struct, frozen=True, kw_only=True):
         wake: when a worker should look at the entity, in seconds of the store's clock; 0.0 for
             at once, None for not before a signal arrives.
         close: the entity has ended: it is never claimed again, refuses signals, may be pruned.
-        owner: a worker id takes the lease and raises the fence by one; None gives it back.
+        owner: a worker id takes the lease, whoever has it, and raises the fence by one; it is not counted
+            as a claim. None gives it back, raising the fence if somebody had it. Give ``fence`` with it.
         snapshot: replaces the entity's snapshot, which then stands for all records up to and
             including those of this write.
         signals: put into its inbox; each arrival sets ``wake`` to 0.0.
@@ -194,12 +223,37 @@ class Claims(msgspec.Struct, frozen=True, kw_only=True):
 
 
 @runtime_checkable
+class PayloadCodec(Protocol):
+    """What ``Flowlet(codec=...)`` takes: changes the bytes of payloads on their way into and out of a store.
+
+    For compression or encryption. What a run or machine records, its signals and snapshots pass through
+    it; ids, names, words for listings and times do not. It is called on the event loop, and for what a
+    transactional step records in the store's own thread: it must be quick and do no I/O.
+
+    ``decode(encode(data)) == data`` must hold in every process on the store, for as long as what was
+    encoded is kept: put into the bytes how they were made, such as the id of a key.
+    """
+
+    def encode(self, data: bytes, /) -> bytes:
+        """Return the bytes to store. May give others each time."""
+        ...
+
+    def decode(self, data: bytes, /) -> bytes:
+        """Return what was encoded, or raise when these bytes are not, or not now, to be read."""
+        ...
+
+
+@runtime_checkable
 class Store(Protocol):
     """A place that keeps history. See the module's text for the words used here.
 
-    Opening is lazy: the first call opens, and a call after `close` opens again. Every method may
-    raise `StoreUnavailable` (not reachable now; nothing is known to have been stored by a failed
-    append) and `StoreError` (refused for a reason that its message names).
+    Opening is lazy: the first call opens, and a call after `close` opens again, also on another event
+    loop; one loop at a time. All methods may be called by any number of tasks at once. Every method may
+    raise `StoreUnavailable` (not reachable now; try again) and `StoreError` (refused for a reason that its
+    message names); a driver's own exceptions never pass, they are the ``__cause__``.
+
+    Each method is atomic: whoever reads sees all of a change or nothing of it. Whatever has been
+    acknowledged is seen by every later call, in every process.
     """
 
     capabilities: Capabilities
@@ -207,9 +261,14 @@ class Store(Protocol):
     async def append(self, writes: Sequence[Write], *, work: Work | None = None) -> None:
         """Store all writes, or none of them, durably before returning.
 
-        Appends of different callers are independent: the failure of one never fails another,
-        even when a store commits many together. A caller that is cancelled while it waits must
-        treat the outcome as unknown: the store completes an append that it has accepted.
+        All writes are judged before the first is stored: each against the entity as it is before this
+        append. Appends of different callers are independent: the failure of one never fails another,
+        even when a store commits many together. A caller that is cancelled while it waits, or that gets
+        `StoreUnavailable`, must treat the outcome as unknown: the store completes an append that it
+        has accepted. Sending it again is safe: if it was stored, the version it expects is no longer
+        there (`Conflict`), and a signal with a ``message_id`` is not received twice.
+
+        An append of no writes, without ``work``, does nothing.
 
         Args:
             writes: at most one per id.
@@ -219,15 +278,25 @@ class Store(Protocol):
 
         Raises:
             Conflict: an entity is not at the expected version, or its inbox has moved.
-            LeaseLost: an entity's fence is not the expected one.
+            LeaseLost: an entity's fence is not the expected one. Judged before the version, since a writer
+                that has lost its lease has usually missed records, too.
             RunNotFound: a write without ``create`` names an entity that does not exist.
             RunFinished: a signal was sent to a closed entity.
             PayloadTooLarge: see `Capabilities.max_payload`.
+            StoreError: the writes contradict themselves (two with one id; ``create`` without
+                ``expect=0`` or without a record; records without ``expect``), or ask for what
+                `capabilities` deny.
+
+        Of these, the first four carry the entity's ``id``.
         """
         ...
 
     async def load(self, id: str, /, *, after: int = 0, limit: int | None = None) -> Stored | None:
-        """Read an entity, or None when there is none: records ``after + 1`` on, at most ``limit``."""
+        """Read an entity, or None when there is none: records ``after + 1`` on, at most ``limit``.
+
+        One consistent view: head, records, snapshot and signals are of the same moment. The head's version
+        is that of the whole journal, also when fewer records were asked for.
+        """
         ...
 
     async def scan(
@@ -243,7 +312,15 @@ class Store(Protocol):
     ) -> Sequence[Head]:
         """List heads in the order of creation, starting behind the cursor ``after`` (a `Head.order`).
 
-        Entities created while somebody pages appear at the end; none is shown twice.
+        Entities created while somebody pages appear at the end; none is shown twice, and none that was
+        there all the time is left out. One page is of one moment; two pages need not be of the same.
+
+        Args:
+            kind, definition, state: as in the head; None for any.
+            status: one of these words; none of them matches when it is empty, any when it is None.
+            wake_before: ``wake`` is a time before this one, in seconds of the store's clock.
+            after: the `Head.order` of the last one seen. It stays valid when that entity was pruned.
+            limit: at most so many. Fewer than that many are the last page.
         """
         ...
 
@@ -257,6 +334,9 @@ class Store(Protocol):
         limit: int = 100,
     ) -> Claims:
         """Take entities that nobody alive owns; each gets a fence one higher.
+
+        Two workers that claim at once never take the same entity. A caller that is cancelled may own what
+        it was not told of; its next claim of it by id, or its release, sets that right.
 
         Args:
             worker: must have a live heartbeat.
@@ -273,7 +353,8 @@ class Store(Protocol):
     async def heartbeat(self, worker: str, lease: float, /) -> Sequence[str]:
         """Say that the worker lives for ``lease`` more seconds; return the other workers on record.
 
-        Workers are on record until they are released, also after their lease ran out.
+        Workers are on record until they are released, also after their lease ran out. A worker whose
+        lease ran out may come back; what others took meanwhile is not given back.
         """
         ...
 
@@ -281,12 +362,13 @@ class Store(Protocol):
         """Give back the worker's leases on these ids, or all of them and its place on record.
 
         Each released entity's fence rises by one, so that a late write of the former owner is
-        refused. May be called for a worker that is known to be dead.
+        refused. May be called for a worker that is known to be dead, and again: what others own, and
+        workers that are not on record, are left alone. Need not be atomic over all entities.
         """
         ...
 
     async def now(self) -> float:
-        """Return the store's own time, in seconds since the epoch."""
+        """Return the store's own time, in seconds since the epoch: the one that leases and wakes are judged by."""
         ...
 
     async def watch(self, seen: int, timeout: float, /) -> int:
@@ -299,9 +381,28 @@ class Store(Protocol):
         ...
 
     async def prune(self, *, closed_before: float, limit: int = 1000) -> int:
-        """Delete at most ``limit`` entities closed before this time, oldest first; return how many."""
+        """Delete at most ``limit`` entities closed before this time, oldest first; return how many.
+
+        An entity goes as a whole, with its journal and inbox, and its id may be created anew. Different
+        entities may go at different moments, so that others can write in between.
+        """
         ...
 
     async def close(self) -> None:
         """Finish what was accepted, free connections and threads. Closing twice is allowed."""
         ...
+
+
+def missing_members(given: object) -> list[str]:
+    """Return the names that an object lacks to be a `Store`; none of them when it is one."""
+    names = ["capabilities", *(name for name in vars(Store) if not name.startswith("_"))]
+    return [name for name in names if not hasattr(given, name)]
+
+
+def __getattr__(name: str) -> Any:
+    # They are built on the values above, and most programs never need them: imported when asked for.
+    if name in ("BasicStore", "Change", "Entity"):
+        from flowlet.stores import basic
+
+        return getattr(basic, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

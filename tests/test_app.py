@@ -14,7 +14,7 @@ import pytest
 
 from flowlet import Flowlet, Registry, provided, step
 from flowlet.errors import ConfigError, DefinitionError, FlowletError, StoreError
-from flowlet.store import Store
+from flowlet.store import Capabilities, Store
 from flowlet.stores.memory import MemoryStore
 
 
@@ -422,3 +422,26 @@ def test_a_faulty_definition_is_reported_where_it_is_assembled(flow: Flowlet) ->
 
 async def add_one(double: int) -> int:
     return double + 1
+
+
+class Half:
+    """Meant as a store, and not finished."""
+
+    capabilities = Capabilities()
+
+    async def append(self) -> None: ...
+    async def load(self) -> None: ...
+    async def scan(self) -> None: ...
+
+
+def test_what_is_no_store_is_told_what_it_lacks() -> None:
+    with pytest.raises(ConfigError, match="it has no claim, heartbeat, release, now, watch, prune, close"):
+        Flowlet(Half())  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="that is a class: give it an object"):
+        Flowlet(MemoryStore)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"not 3$"):
+        Flowlet(3)  # type: ignore[arg-type]
+    store = MemoryStore()
+    store.capabilities = {}  # type: ignore[assignment]
+    with pytest.raises(ConfigError, match=r"not a flowlet\.store\.Capabilities"):
+        Flowlet(store)

@@ -18,16 +18,31 @@ from flowlet.core.codec import Codec
 from flowlet.core.definitions import Context, RunDefinition
 from flowlet.core.faults import Faults
 from flowlet.core.pipeline import OnError, PipelineInterpretation, StepRef, build_plan
+from flowlet.core.retry import seconds
 from flowlet.core.run import Program, Run
 from flowlet.core.saga import SagaInterpretation
 from flowlet.core.steps import StepDefinition, build_executable
 from flowlet.core.wiring import Wiring, wire
+from flowlet.errors import DefinitionError
 
 _UNDOES_NOTHING = "step {!r} has a compensation, but a pipeline undoes nothing; make it a saga"
 
 
+class Options(msgspec.Struct, frozen=True, kw_only=True):
+    """What can be said of any run definition.
+
+    Attributes:
+        deadline: seconds after its start in which a run must have ended, or None.
+        together: compensations run in parallel.
+    """
+
+    version: int = 1
+    deadline: Any = None
+    together: bool = False
+
+
 def build_function(
-    kind: str, function: Callable[..., Any], *, name: str | None, version: int, namespace: Mapping[str, Any]
+    kind: str, function: Callable[..., Any], *, name: str | None, options: Options, namespace: Mapping[str, Any]
 ) -> RunDefinition:
     """Build a definition whose body is an async function.
 
@@ -35,7 +50,7 @@ def build_function(
         DefinitionError: with everything that is wrong with it and the steps it names.
     """
     faults = Faults()
-    _check_version(function, version, faults)
+    _check_options(function, options, faults)
     if not inspect.iscoroutinefunction(function):
         faults.add(function, f"the body of a {kind} must be an async def")
         faults.raise_if_any()
@@ -53,19 +68,21 @@ def build_function(
         async def body(program: Program) -> Any:
             return await starter.call(None, inputs, _provided(starter, context, program))
 
-        return SagaInterpretation(starter, body, book, context)
+        return SagaInterpretation(starter, body, book, context, together=options.together)
 
-    return _definition(kind, title, version, function, starter, book, interpret)
+    return _definition(kind, title, options, function, starter, book, interpret)
 
 
-def build_class(kind: str, cls: type, *, name: str | None, version: int, namespace: Mapping[str, Any]) -> RunDefinition:
+def build_class(
+    kind: str, cls: type, *, name: str | None, options: Options, namespace: Mapping[str, Any]
+) -> RunDefinition:
     """Build a definition whose body is ``async def __call__`` of a class.
 
     Raises:
         DefinitionError: with everything that is wrong with the class and its steps.
     """
     faults = Faults()
-    _check_version(cls, version, faults)
+    _check_options(cls, options, faults)
     call = inspect.getattr_static(cls, "__call__", None)
     if not inspect.iscoroutinefunction(call):
         faults.add(cls, f"needs `async def __call__(self, ...)`, the body of the {kind}")
@@ -87,13 +104,13 @@ def build_class(kind: str, cls: type, *, name: str | None, version: int, namespa
         async def body(program: Program) -> Any:
             return await starter.call(context.instance, inputs, _provided(starter, context, program))
 
-        return SagaInterpretation(starter, body, book, context)
+        return SagaInterpretation(starter, body, book, context, together=options.together)
 
-    return _definition(kind, title, version, cls, starter, book, interpret, constructor)
+    return _definition(kind, title, options, cls, starter, book, interpret, constructor)
 
 
 def build_saga(
-    name: str, steps: Sequence[Callable[..., Any]], *, version: int, namespace: Mapping[str, Any]
+    name: str, steps: Sequence[Callable[..., Any]], *, options: Options, namespace: Mapping[str, Any]
 ) -> RunDefinition:
     """Build a saga out of a list of steps, performed in order.
 
@@ -101,7 +118,7 @@ def build_saga(
         DefinitionError: with everything that is wrong with the steps and their wiring.
     """
     faults = Faults()
-    _check_version(name, version, faults)
+    _check_options(name, options, faults)
     wiring = wire(name, steps, namespace, faults, any_order=False)
     faults.raise_if_any()
     assert wiring is not None
@@ -114,16 +131,16 @@ def build_saga(
                 values.append(await program.perform(wired.step, wired.arguments(inputs, values), wired.owner))
             return values[-1]
 
-        return SagaInterpretation(wiring.starter, body, book, context)
+        return SagaInterpretation(wiring.starter, body, book, context, together=options.together)
 
-    return _definition("saga", name, version, None, wiring.starter, wiring, interpret)
+    return _definition("saga", name, options, None, wiring.starter, wiring, interpret)
 
 
 def build_pipeline(
     name: str,
     steps: Sequence[Callable[..., Any]],
     *,
-    version: int,
+    options: Options,
     namespace: Mapping[str, Any],
     when: Mapping[StepRef, Callable[..., bool]],
     on_error: OnError | Mapping[StepRef, OnError],
@@ -134,13 +151,12 @@ def build_pipeline(
         DefinitionError: with everything that is wrong with the steps and their wiring.
     """
     faults = Faults()
-    _check_version(name, version, faults)
+    _check_options(name, options, faults)
     wiring = wire(name, steps, namespace, faults, any_order=True)
     faults.raise_if_any()
     assert wiring is not None
     for wired in wiring.steps:
-        if wired.step.compensation is not None:
-            faults.add(name, _UNDOES_NOTHING.format(wired.step.name))
+        _check_undone_by_none(name, wired.step, faults)
     plan = build_plan(wiring, when, on_error, faults)
     faults.raise_if_any()
     starter = wiring.starter
@@ -151,7 +167,7 @@ def build_pipeline(
     def interpret(context: Context, inputs: tuple[Any, ...]) -> PipelineInterpretation:
         return PipelineInterpretation(plan, inputs, context)
 
-    return _definition("pipeline", name, version, None, starter, wiring, interpret)
+    return _definition("pipeline", name, options, None, starter, wiring, interpret)
 
 
 def _provided(starter: StepDefinition, context: Context, program: Program) -> dict[str, Any]:
@@ -160,7 +176,13 @@ def _provided(starter: StepDefinition, context: Context, program: Program) -> di
     return {**context.provided, **runs} if runs else context.provided
 
 
-def _check_version(where: Any, version: object, faults: Faults) -> None:
+def _check_options(where: Any, options: Options, faults: Faults) -> None:
+    version: object = options.version
+    if options.deadline is not None:
+        try:
+            seconds(options.deadline, "deadline")
+        except DefinitionError as error:
+            faults.add(where, error.problems[0])
     if isinstance(version, bool) or not isinstance(version, int) or version < 1:
         faults.add(where, f"version must be a whole number of at least 1, not {version!r}")
 
@@ -180,14 +202,20 @@ def _check_undo(kind: str, name: str, book: StepBook, faults: Faults) -> None:
     if kind != "pipeline":
         return
     for step in book.by_mark.values():
-        if step.compensation is not None:
-            faults.add(name, _UNDOES_NOTHING.format(step.name))
+        _check_undone_by_none(name, step, faults)
+
+
+def _check_undone_by_none(name: str, step: StepDefinition, faults: Faults) -> None:
+    if step.compensation is not None:
+        faults.add(name, _UNDOES_NOTHING.format(step.name))
+    if step.pivot:
+        faults.add(name, f"step {step.name!r} is a pivot, but a pipeline never goes back; make it a saga")
 
 
 def _definition(
     kind: str,
     name: str,
-    version: int,
+    options: Options,
     target: Any,
     starter: StepDefinition,
     source: StepBook | Wiring,
@@ -200,17 +228,20 @@ def _definition(
     else:
         steps = {s.name: s for s in source.by_mark.values()}
         needs = {}
+    deadline = None if options.deadline is None else seconds(options.deadline, "deadline")
     exported = {
         "kind": kind,
         "name": name,
-        "version": version,
+        "version": options.version,
+        "deadline": deadline,
         "inputs": [p.name for p in starter.inputs],
         "steps": [_export_step(s, needs.get(s.name, [])) for s in steps.values()],
     }
     return RunDefinition(
         kind=kind,
         name=name,
-        version=str(version),
+        version=str(options.version),
+        deadline=deadline,
         target=target,
         steps=steps,
         starter=starter,
@@ -229,4 +260,5 @@ def _export_step(step: StepDefinition, needs: list[str]) -> dict[str, Any]:
         "attempts": step.retry.attempts if step.retry else 1,
         "timeout": step.timeout,
         "compensation": step.compensation.step.name if step.compensation else None,
+        "pivot": step.pivot,
     }

@@ -39,12 +39,9 @@ class Undone(msgspec.Struct, frozen=True):
 
     Attributes:
         steps: keys of the steps that were undone.
-        failed: keys of the steps whose compensation failed for good, with ``errors`` beside.
     """
 
     steps: tuple[str, ...] = ()
-    failed: tuple[str, ...] = ()
-    errors: tuple[Exception, ...] = ()
 
 
 class RunDefinition(msgspec.Struct, frozen=True, eq=False, kw_only=True):
@@ -59,6 +56,7 @@ class RunDefinition(msgspec.Struct, frozen=True, eq=False, kw_only=True):
         interpret: makes an `Interpretation` of one run.
         exported: the definition as plain data.
         constructor: the provided parameters with which the object of a class is built.
+        deadline: seconds after its start in which a run must have ended, or None.
         homes: weak references to the registries that keep it, for finding where a direct call runs.
     """
 
@@ -72,6 +70,7 @@ class RunDefinition(msgspec.Struct, frozen=True, eq=False, kw_only=True):
     exported: dict[str, Any]
     homes: list[ReferenceType[Any]]
     constructor: tuple[Parameter, ...] = ()
+    deadline: float | None = None
 
     def export(self) -> dict[str, Any]:
         """Return the definition as plain data, as it is stored beside its runs."""

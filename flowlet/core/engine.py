@@ -11,11 +11,14 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
+import msgspec
+
 from flowlet.errors import RunError
 
 if TYPE_CHECKING:
     from flowlet.core.failures import Failure
     from flowlet.core.run import Program, Run
+    from flowlet.core.run_records import Resolved, StuckStatus
     from flowlet.core.steps import StepDefinition
 
 
@@ -27,19 +30,41 @@ class Suspended(BaseException):
 
 
 class Decided(BaseException):
-    """The journal says that the run had decided to unwind here; the body must not go on.
+    """The run is to unwind from here: it was told to, or its journal says that it did. The body must not go on.
+
+    Not an `Exception`, so that interpreters and user code let it pass to whoever executes the run.
 
     Attributes:
-        value: what was noted with the decision.
+        error: why.
     """
 
-    def __init__(self, value: bytes) -> None:
-        self.value = value
-        super().__init__("the run has decided to unwind")
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+        super().__init__(str(error))
 
 
 COMPENSATING = "compensating"
 """The key under which an interpreter notes its decision to unwind, with the encoded `Failure`."""
+
+PATCHED = "patched/"
+"""Prefix of the key under which `Engine.patch` notes that a run takes a new path."""
+
+
+class Question(msgspec.Struct, frozen=True, kw_only=True):
+    """What a run asks its operator: how to go on where it cannot decide itself.
+
+    Attributes:
+        status: what listings say of the run meanwhile.
+        reason: what happened and what can be done, for people.
+        steps: the keys of the steps in question, with ``errors`` beside.
+        error: why the run was being undone, if it was.
+    """
+
+    status: StuckStatus
+    reason: str
+    steps: tuple[str, ...]
+    errors: tuple[Exception, ...] = ()
+    error: Exception | None = None
 
 
 class StepCall:
@@ -56,6 +81,8 @@ class StepCall:
         owner: the object the step is a method of, or None.
         scope: the program whose body makes the call, or None.
         attempt: the attempt that executes now, from 1.
+        spent: attempts made before an operator had the step tried anew; they do not count for its policy.
+        doubtful: an earlier attempt was cut off, so that what it did is unknown.
         engine: the engine that executes it.
         result: what the user's function returned, if it was executed ``here``.
     """
@@ -65,6 +92,8 @@ class StepCall:
     scope: Program | None = None
     owner: object | None = None
     attempt: int = 1
+    spent: int = 0
+    doubtful: bool = False
     result: Any = None
     here: bool = False
     _run: Run | None = None
@@ -93,6 +122,13 @@ class StepCall:
         """Make this the scope of a further attempt."""
         self.attempt = attempt
         self._run = None
+
+    def anew(self) -> StepCall:
+        """Return the same call, to be made once more after it has failed for good, or was stopped."""
+        call = StepCall(self.engine, self.definition, self.key, self.args, self.input, self.owner, self.scope)
+        call.spent = self.attempt
+        call.attempt = self.attempt + 1
+        return call
 
     def run(self) -> Run:
         """Return the run as this attempt of the step sees it."""
@@ -135,9 +171,21 @@ class Parked:
 
 
 class Engine(Protocol):
-    """What a run may ask of the world. Starters never wait; only `first`, `value` and `perform` do."""
+    """What a run may ask of the world. Starters never wait; only `first`, `value`, `perform` and `attend` do.
+
+    Any of those may raise `Decided` or `Suspended`, which an interpreter lets pass.
+
+    Attributes:
+        run_id: the run's id.
+        origin: the id that draws of the body derive from: another run's, while a fork repeats what that one did.
+        committed: set by an interpreter that from here on only goes forward: the run can no longer be told to unwind.
+    """
 
     run_id: str
+    committed: bool
+
+    @property
+    def origin(self) -> str: ...
 
     def step(self, call: StepCall, /) -> Pending:
         """Start a step under its key."""
@@ -149,6 +197,21 @@ class Engine(Protocol):
 
     def note(self, key: str, value: bytes, /) -> bytes:
         """Record a decision before anything that follows from it; on replay, return the recorded one."""
+        ...
+
+    def patch(self, key: str, /) -> bool:
+        """Tell whether the run takes the new path under this key: not if it is past this place already."""
+        ...
+
+    def done(self) -> Sequence[tuple[StepCall, bytes | None]]:
+        """Return the calls that can be undone, in the order of the journal, each with its encoded result.
+
+        The result is None if nobody knows whether the step did anything and it wants to be undone even so.
+        """
+        ...
+
+    async def attend(self, question: Question, /) -> Resolved:
+        """Ask the operator and wait for the answer, which is ``"retry"`` or ``"skip"``."""
         ...
 
     async def first(self, pending: Sequence[Pending], /) -> Sequence[Pending]:

@@ -97,6 +97,7 @@ def _pack_or_none(value: Any) -> bytes | None:
 
 def _message(error: BaseException) -> str:
     try:
-        return str(error)
+        text = str(error)
     except Exception:  # an exception whose __str__ raises still has to be recorded
         return f"<{type(error).__name__} without a readable message>"
+    return text.encode(errors="backslashreplace").decode()  # a lone surrogate has no encoding

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, cast, overlo
 import msgspec
 
 from flowlet.core.current import run_context
-from flowlet.core.engine import Parked
 from flowlet.core.faults import describe
 from flowlet.core.guards import GuardLike
 from flowlet.core.retry import Retry, Seconds, policy_for, seconds
@@ -236,6 +235,7 @@ class StepMark(msgspec.Struct, frozen=True, eq=False):
     pivot: bool
     at_most_once: bool
     compensate_unknown: bool
+    transactional: bool
     is_async: bool
     method: bool
     compensations: list[CompensationMark]
@@ -267,6 +267,7 @@ def step(
     pivot: bool = False,
     at_most_once: bool = False,
     compensate_unknown: bool = False,
+    transactional: bool = False,
 ) -> Callable[[F], F]: ...
 def step(
     fn: Any = None,
@@ -279,6 +280,7 @@ def step(
     pivot: bool = False,
     at_most_once: bool = False,
     compensate_unknown: bool = False,
+    transactional: bool = False,
 ) -> Any:
     """Mark a function as a step: inside a run its result is recorded and it is not executed again.
 
@@ -289,11 +291,16 @@ def step(
         retry: how to try again after an error; a number is that many attempts in total.
         timeout: seconds (or a timedelta) that one attempt may take, then it is `StepTimeout`.
         key: computes the key of a call from its arguments, instead of the name and a counter.
-        pivot: from here on the saga only goes forward. Not built yet: refused.
-        at_most_once: write the intent first, and never repeat an attempt of unknown outcome. Not built
-            yet: refused.
-        compensate_unknown: compensate also when it was interrupted without a record. Not built yet:
-            refused.
+        pivot: once it has returned, the saga only goes forward: a later step that fails for good is not
+            compensated for but leaves the run ``needs_attention``, until somebody has it `Handle.resume`,
+            `Handle.skip` the step or `Handle.compensate`.
+        at_most_once: write the intent before the effect begins, and never repeat an attempt whose outcome is
+            unknown: such a run is parked, and somebody must say what became of it. Excludes ``retry``.
+        compensate_unknown: compensate also when it was cut off without a record, so that nobody knows whether
+            it did anything. The compensation then gets None for the step's result.
+        transactional: it receives the store's connection in a parameter ``= provided`` (``connection:
+            sqlite3.Connection = provided``), and what it writes there is committed together with its record: its
+            effect happens exactly once. On SQLite it runs in the store's thread and may not wait for anything.
 
     Raises:
         DefinitionError: it marks no function, or an argument is out of its bounds.
@@ -305,14 +312,15 @@ def step(
         ...     return f"charged {amount}"
     """
 
-    asked = {"pivot": pivot, "at_most_once": at_most_once, "compensate_unknown": compensate_unknown}
-
     def annotate(function: F) -> F:
-        for option in (o for o, value in asked.items() if value):
-            # A promise about money that is silently not kept would be worse than none.
-            raise DefinitionError([f"{describe(function)}: {option}=True is not built yet; leave it out"])
         if isinstance(function, type) or not inspect.isroutine(function):
             raise DefinitionError([f"{describe(function)}: @step marks a function; put @staticmethod above it"])
+        if at_most_once and retry is not None:
+            raise DefinitionError([f"{describe(function)}: at_most_once=True excludes retry=; leave one out"])
+        if at_most_once and transactional:
+            raise DefinitionError(
+                [f"{describe(function)}: transactional=True is exactly once already; leave at_most_once out"]
+            )
         is_async = inspect.iscoroutinefunction(function)
         mark = StepMark(
             function=function,
@@ -323,6 +331,7 @@ def step(
             pivot=pivot,
             at_most_once=at_most_once,
             compensate_unknown=compensate_unknown,
+            transactional=transactional,
             is_async=is_async,
             method=is_method(function),
             compensations=[],
@@ -357,8 +366,8 @@ def _async_step(function: Callable[..., Any], mark: StepMark) -> Callable[..., A
             return await function(*args, **kwargs)
         # One coroutine less than a method that awaits for both: every step pays for each.
         call = program.begin(mark, args, kwargs)
-        if program.gathering:
-            value = await Parked(program.engine.step(call))
+        if program.unusual:
+            value = await program.perform_unusually(call)
         else:
             value = await program.engine.perform(call)
         return program.end(call, value)

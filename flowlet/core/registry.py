@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
-from flowlet.core.assembly import build_class, build_function, build_pipeline, build_saga
+from flowlet.core.assembly import Options, build_class, build_function, build_pipeline, build_saga
 from flowlet.core.definitions import RunDefinition
 from flowlet.core.faults import Faults, describe
 from flowlet.core.machine_builder import build_machine
@@ -67,7 +67,7 @@ class BaseRegistry(ABC):
         return self._bind_machine(definition)
 
     def assemble_body(
-        self, kind: str, target: Any, *, name: str | None, version: int, namespace: Mapping[str, Any]
+        self, kind: str, target: Any, *, name: str | None, options: Options, namespace: Mapping[str, Any]
     ) -> Any:
         """Build a saga or pipeline from an async function or a class, keep it, return its caller.
 
@@ -77,9 +77,9 @@ class BaseRegistry(ABC):
         if definition_of(target) is not None:
             raise DefinitionError([f"{describe(target)}: is assembled already; include its registry instead"])
         if isinstance(target, type):
-            definition = build_class(kind, target, name=name, version=version, namespace=namespace)
+            definition = build_class(kind, target, name=name, options=options, namespace=namespace)
         elif callable(target):
-            definition = build_function(kind, target, name=name, version=version, namespace=namespace)
+            definition = build_function(kind, target, name=name, options=options, namespace=namespace)
         else:
             raise DefinitionError(
                 [f"{target!r} cannot be a {kind}: give an async function, a class, or a name and steps"]
@@ -87,13 +87,13 @@ class BaseRegistry(ABC):
         self.add(definition)
         return self._bind_run(definition)
 
-    def assemble_saga(self, name: str, steps: Sequence[Any], *, version: int, namespace: Mapping[str, Any]) -> Any:
+    def assemble_saga(self, name: str, steps: Sequence[Any], *, options: Options, namespace: Mapping[str, Any]) -> Any:
         """Build a saga from a list of steps, keep it, return its caller.
 
         Raises:
             DefinitionError: with everything that is wrong with it.
         """
-        definition = build_saga(name, steps, version=version, namespace=namespace)
+        definition = build_saga(name, steps, options=options, namespace=namespace)
         self.add(definition)
         return self._bind_run(definition)
 
@@ -102,7 +102,7 @@ class BaseRegistry(ABC):
         name: str,
         steps: Sequence[Any],
         *,
-        version: int,
+        options: Options,
         namespace: Mapping[str, Any],
         when: Mapping[StepRef, Callable[..., bool]],
         on_error: OnError | Mapping[StepRef, OnError],
@@ -112,7 +112,7 @@ class BaseRegistry(ABC):
         Raises:
             DefinitionError: with everything that is wrong with it.
         """
-        definition = build_pipeline(name, steps, version=version, namespace=namespace, when=when, on_error=on_error)
+        definition = build_pipeline(name, steps, options=options, namespace=namespace, when=when, on_error=on_error)
         self.add(definition)
         return self._bind_run(definition)
 

@@ -14,7 +14,17 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
 from flowlet.core.current import run_context
-from flowlet.core.engine import CurrentTask, Engine, Parked, Pending, StepCall, StepCancelled, cut_off
+from flowlet.core.engine import (
+    PATCHED,
+    CurrentTask,
+    Engine,
+    Parked,
+    Pending,
+    Question,
+    StepCall,
+    StepCancelled,
+    cut_off,
+)
 from flowlet.core.marks import STEP_CODE, StepMark
 from flowlet.core.steps import StepDefinition
 from flowlet.errors import RunError
@@ -53,7 +63,7 @@ class Run:
         ...     return f"{run.idempotency_key} attempt {run.attempt}"
     """
 
-    __slots__ = ("_draws", "_engine", "_events", "_key", "attempt", "id")
+    __slots__ = ("_draws", "_engine", "_events", "_key", "_patches", "attempt", "id")
 
     def __init__(self, id: str, key: str, attempt: int, engine: Engine) -> None:
         self.id = id
@@ -62,6 +72,7 @@ class Run:
         self._engine = engine
         self._draws = 0
         self._events: dict[str, int] | None = None
+        self._patches: dict[str, bool] | None = None
 
     @property
     def idempotency_key(self) -> str:
@@ -82,10 +93,40 @@ class Run:
         """Return a number in [0, 1) that is the same on every replay and attempt, and different at every call."""
         return (int.from_bytes(self._draw(8), "big") >> 11) / (1 << 53)
 
+    def patched(self, name: str, /) -> bool:
+        """Tell whether the body takes its new path here: True in new runs, False in those that are past this place.
+
+        The answer is recorded, so that it stays the same for this run. It lets unfinished runs end on the path
+        that they began, without a new ``version=``.
+
+        Args:
+            name: of the change; one name has one answer in a run.
+
+        Raises:
+            RunError: it is asked in a step.
+
+        Example:
+            >>> from flowlet import Run, provided
+            >>> async def checkout(order: str, run: Run = provided) -> None:      # the body of a saga
+            ...     if run.patched("check-stock-first"):
+            ...         ...  # the new step
+        """
+        if self._key:
+            raise RunError("patched() is asked in the body of a run; a step may take either path")
+        if not isinstance(name, str) or not name:
+            raise RunError(f"patched() takes the name of a change, not {name!r}")
+        if self._patches is None:
+            self._patches = {}
+        answer = self._patches.get(name)
+        if answer is None:
+            answer = self._patches[name] = self._engine.patch(PATCHED + name)
+        return answer
+
     def _draw(self, size: int) -> bytes:
         """Derive bytes from the idempotency key and the number of draws before: no state to restore."""
         self._draws += 1
-        return hashlib.blake2b(f"{self.idempotency_key}/{self._draws}".encode(), digest_size=size).digest()
+        seed = self.idempotency_key if self._key else self._engine.origin
+        return hashlib.blake2b(f"{seed}/{self._draws}".encode(), digest_size=size).digest()
 
     def event_key(self, machine_id: str, event: str) -> str:
         """Return the key under which a machine remembers an event that this code fires, once per firing."""
@@ -150,7 +191,8 @@ class Program:
         engine: the run's engine.
         inside: None: the code that runs is a body's.
         gathering: step calls are being collected, and must not wait.
-        completed: the calls that have returned and can be undone, in the order of the journal, with results.
+        pivoted: a pivot has returned, so that from here on there is only forward.
+        unusual: one of these two; steps take the longer way then.
     """
 
     inside: None = None
@@ -158,13 +200,15 @@ class Program:
         "_counts",
         "_current_task",
         "_define",
+        "_gathered",
         "_known",
         "_owner",
         "_run",
         "_task",
-        "completed",
         "engine",
         "gathering",
+        "pivoted",
+        "unusual",
     )
 
     def __init__(
@@ -176,8 +220,8 @@ class Program:
         owner: object | None = None,
     ) -> None:
         self.engine = engine
-        self.gathering = False
-        self.completed: list[tuple[StepCall, bytes]] = []
+        self.gathering = self.pivoted = self.unusual = False
+        self._gathered: dict[Pending, StepCall] = {}
         self._known = known
         self._define = define
         self._owner = owner
@@ -238,8 +282,8 @@ class Program:
     def end(self, call: StepCall, value: bytes) -> Any:
         """Give the body the result of a call, as a replay would."""
         definition = call.definition
-        if definition.compensation is not None:
-            self.completed.append((call, value))
+        if definition.pivot:
+            self.pivoted = self.unusual = self.engine.committed = True
         if call.here and type(call.result) is definition.scalar:
             return call.result  # an int, a str ... is what its encoding decodes to
         return definition.decode(value)
@@ -247,7 +291,42 @@ class Program:
     async def perform(self, definition: StepDefinition, args: tuple[Any, ...], owner: object | None) -> Any:
         """Perform a step that is known, with bound arguments."""
         call = self.prepare(definition, args, None, owner)
+        if self.unusual:
+            return self.end(call, await self.perform_unusually(call))
         return self.end(call, await self.engine.perform(call))
+
+    async def perform_unusually(self, call: StepCall) -> bytes:
+        """Perform a call that is gathered, or comes after a pivot; return its encoded result."""
+        if self.gathering:
+            pending = self.engine.step(call)
+            self._gathered[pending] = call
+            return await Parked(pending)
+        return await self._insist(call)
+
+    async def _insist(self, call: StepCall, error: Exception | None = None) -> bytes:
+        """Perform a call until it succeeds or an operator says how to go on: there is no way back.
+
+        Args:
+            error: what it has failed with already, if it has.
+        """
+        while True:
+            if error is None:
+                try:
+                    return await self.engine.perform(call)
+                except Exception as failure:
+                    error = failure
+            name = type(error).__name__
+            question = Question(
+                status="needs_attention",
+                reason=f"step {call.key!r} has failed for good behind the pivot, with {name}: {error}; "
+                "resume() tries it again, skip() goes on without it, compensate() undoes the run",
+                steps=(call.key,),
+                errors=(error,),
+            )
+            verdict = await self.engine.attend(question)
+            if verdict.action == "skip":
+                return _NOTHING if verdict.value is None else verdict.value
+            error, call = None, call.anew()
 
     def _next_key(self, definition: StepDefinition, inputs: tuple[Any, ...]) -> str:
         """Return the step's own choice of a key, or its name and ordinal."""
@@ -269,7 +348,7 @@ class Program:
         parked: dict[Pending, tuple[int, Coroutine[Any, Any, Any]]] = {}
         results: list[Any] = [None] * len(calls)
         failure: Exception | None = None
-        self.gathering = True
+        self.gathering = self.unusual = True
         try:
             for index, call in enumerate(calls):
                 try:
@@ -283,6 +362,8 @@ class Program:
         finally:
             # A run that is suspended here tells the engine nothing: what was started is going on, or will.
             self.gathering = False
+            self.unusual = self.pivoted
+            self._gathered.clear()
             for call in calls:
                 call.close()
         if failure is not None:
@@ -295,33 +376,58 @@ class Program:
         results: list[Any],
         failure: Exception | None,
     ) -> Exception | None:
+        """Wait for all; return why they failed together. Behind a pivot, also one among them, they do not.
+
+        Args:
+            failure: why the rest was not even started, if it was not.
+        """
+        first = failure
+        left: list[tuple[Pending, int, Coroutine[Any, Any, Any], Exception | None]] = []
         while parked:
             for pending in await self.engine.first(list(parked)):
                 index, call = parked.pop(pending)
                 try:
-                    results[index] = await self._finish(call, pending)
+                    value = await self.engine.value(pending)
                 except StepCancelled:
-                    # Nobody here has stopped it: on replay, that is where a body cut it off.
-                    failure = failure or cut_off(pending.key)
+                    if first is None:  # nobody here has stopped it: on replay, that is where a body cut it off
+                        first = failure = cut_off(pending.key)
+                    left.append((pending, index, call, None))
+                    continue
                 except Exception as error:
-                    if failure is None:
-                        failure = error
+                    problem = error
+                    left.append((pending, index, call, error))
+                else:
+                    try:
+                        results[index] = _hand_over(call, value)
+                    except Exception as error:  # it does not decode to its type
+                        problem = failure = error
+                    else:
+                        continue
+                if first is None:
+                    first = problem
+                    if not self.pivoted:
                         for other in parked:
                             self.engine.cancel(other)
-        return failure
+        if failure is not None or not self.pivoted:
+            return first
+        for pending, index, call, reason in left:
+            gathered = self._gathered[pending]  # the pivot may have returned after another had been stopped
+            value = await self._insist(gathered.anew() if reason is None else gathered, reason)
+            results[index] = _hand_over(call, value)
+        return None
 
-    async def _finish(self, call: Coroutine[Any, Any, Any], pending: Pending) -> Any:
-        """Give a parked call its outcome; a step call ends then."""
-        try:
-            value = await self.engine.value(pending)
-        except Exception:
-            call.close()
-            raise
-        try:
-            call.send(value)
-        except StopIteration as stop:
-            return stop.value
-        raise RunError("gather takes step calls only")  # pragma: no cover - a step call parks once
+
+_NOTHING = b"\xc0"
+"""None, encoded."""
+
+
+def _hand_over(call: Coroutine[Any, Any, Any], value: bytes) -> Any:
+    """Give a parked call its outcome, with which it ends; return what it made of it."""
+    try:
+        call.send(value)
+    except StopIteration as stop:
+        return stop.value
+    raise RunError("gather takes step calls only")  # pragma: no cover - a step call parks once
 
 
 Direct = Callable[[tuple[Any, ...], dict[str, Any], "Run | None"], Coroutine[Any, Any, Any]]
@@ -337,8 +443,8 @@ def make_caller(child: StepDefinition, direct: Direct) -> Callable[..., Coroutin
             return await direct(args, kwargs, None if program is None else program.run())
         assert isinstance(program, Program)
         call = program.prepare(child, args, kwargs)
-        if program.gathering:
-            value = await Parked(program.engine.step(call))
+        if program.unusual:
+            value = await program.perform_unusually(call)
         else:
             value = await program.engine.perform(call)
         return program.end(call, value)

@@ -16,7 +16,9 @@ import msgspec
 from flowlet.core.codec import Codec
 from flowlet.core.failures import Failure
 
-EndStatus: TypeAlias = Literal["completed", "failed", "cancelled", "compensated", "compensation_failed"]
+EndStatus: TypeAlias = Literal["completed", "failed", "cancelled", "compensated"]
+StuckStatus: TypeAlias = Literal["parked", "needs_attention", "compensation_failed"]
+Action: TypeAlias = Literal["retry", "skip", "compensate"]
 
 
 class Started(msgspec.Struct, frozen=True, array_like=True, tag="S"):
@@ -25,6 +27,9 @@ class Started(msgspec.Struct, frozen=True, array_like=True, tag="S"):
     Attributes:
         input: the encoded tuple of the inputs.
         parent: the id of the run that started this one, if any.
+        deadline: when the run is to be undone if it has not ended, or None.
+        origins: (run id, n) for each run that this one was forked from, the oldest first: its first n records,
+            this one included, stand for what that run had done.
     """
 
     definition: str
@@ -32,6 +37,18 @@ class Started(msgspec.Struct, frozen=True, array_like=True, tag="S"):
     input: bytes
     at: float
     parent: str | None = None
+    deadline: float | None = None
+    origins: tuple[tuple[str, int], ...] = ()
+
+
+class AttemptBegan(msgspec.Struct, frozen=True, array_like=True, tag="b"):
+    """An attempt of a step that must not be repeated unawares is about to begin."""
+
+    start: int
+    key: str
+    digest: bytes
+    attempt: int
+    at: float
 
 
 class StepEnded(msgspec.Struct, frozen=True, array_like=True, tag="s"):
@@ -56,7 +73,11 @@ class StepEnded(msgspec.Struct, frozen=True, array_like=True, tag="s"):
 
 
 class StepErred(msgspec.Struct, frozen=True, array_like=True, tag="e"):
-    """A step failed for good."""
+    """A step failed for good.
+
+    Attributes:
+        doubt: an attempt of it was cut off, by its timeout or the end of a process: what that one did is unknown.
+    """
 
     start: int
     key: str
@@ -65,15 +86,21 @@ class StepErred(msgspec.Struct, frozen=True, array_like=True, tag="e"):
     at: float
     seconds: float
     error: Failure
+    doubt: bool = False
 
 
 class StepStopped(msgspec.Struct, frozen=True, array_like=True, tag="c"):
-    """A step was cancelled before it had an outcome; what it did is unknown."""
+    """A step was cancelled before it had an outcome.
+
+    Attributes:
+        begun: it may have done something; False when it surely never began.
+    """
 
     start: int
     key: str
     digest: bytes
     at: float
+    begun: bool = True
 
 
 class AttemptErred(msgspec.Struct, frozen=True, array_like=True, tag="a"):
@@ -98,10 +125,54 @@ class Noted(msgspec.Struct, frozen=True, array_like=True, tag="n"):
 
 
 class Parked(msgspec.Struct, frozen=True, array_like=True, tag="p"):
-    """The run needs an operator."""
+    """The run cannot go on with the code there is; an interpreter never sees this record."""
 
     reason: str
     at: float
+
+
+class Interrupted(msgspec.Struct, frozen=True, array_like=True, tag="i"):
+    """The run was told from outside to undo what it has done: it was cancelled, or its deadline has passed.
+
+    What was under way has its record right behind this one.
+
+    Attributes:
+        error: why, as who waits for the run is told.
+    """
+
+    at: float
+    error: Failure
+
+
+class Attention(msgspec.Struct, frozen=True, array_like=True, tag="q"):
+    """The run has come to a place where an operator must decide.
+
+    Attributes:
+        status: what listings say of it meanwhile.
+        steps: keys of the steps in question, with ``errors`` beside.
+        error: why the run was to be undone, if that is what it was doing.
+    """
+
+    status: StuckStatus
+    at: float
+    reason: str
+    steps: tuple[str, ...] = ()
+    errors: tuple[Failure, ...] = ()
+    error: Failure | None = None
+
+
+class Resolved(msgspec.Struct, frozen=True, array_like=True, tag="r"):
+    """What an operator has decided, right behind the `Attention` or `Parked` that it answers.
+
+    Attributes:
+        step: the key of the step it is about, None for all of them.
+        value: the encoded result of a skipped step.
+    """
+
+    action: Action
+    at: float
+    step: str | None = None
+    value: bytes | None = None
 
 
 class Ended(msgspec.Struct, frozen=True, array_like=True, tag="z"):
@@ -110,18 +181,28 @@ class Ended(msgspec.Struct, frozen=True, array_like=True, tag="z"):
     Attributes:
         value: the encoded result of a completed run.
         error: why it did not complete.
-        failed: keys of the steps whose compensation failed, with ``errors`` beside.
     """
 
     status: EndStatus
     at: float
     value: bytes | None = None
     error: Failure | None = None
-    failed: tuple[str, ...] = ()
-    errors: tuple[Failure, ...] = ()
 
 
-RunRecord: TypeAlias = Started | StepEnded | StepErred | StepStopped | AttemptErred | Noted | Parked | Ended
+RunRecord: TypeAlias = (
+    Started
+    | AttemptBegan
+    | StepEnded
+    | StepErred
+    | StepStopped
+    | AttemptErred
+    | Noted
+    | Parked
+    | Interrupted
+    | Attention
+    | Resolved
+    | Ended
+)
 Outcome: TypeAlias = StepEnded | StepErred | StepStopped
 
 run_record_codec: Codec[RunRecord] = Codec(RunRecord)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import msgspec
@@ -52,6 +52,9 @@ class StepDefinition(msgspec.Struct, frozen=True, eq=False, kw_only=True):
         positional: so many inputs are passed by position, the others by their names, ``keywords``.
         compensation: how to undo it, or None.
         timeout: seconds that one attempt may take.
+        pivot: see `flowlet.step`, as for the three that follow.
+        special: one of those three is set.
+        halt: sees to it that what a stopped call of it has set going ends, given the call's `Run`, or None.
     """
 
     name: str
@@ -73,6 +76,12 @@ class StepDefinition(msgspec.Struct, frozen=True, eq=False, kw_only=True):
     timeout: float | None = None
     key: Callable[..., str] | None = None
     compensation: CompensationDefinition | None = None
+    pivot: bool = False
+    at_most_once: bool = False
+    compensate_unknown: bool = False
+    transactional: bool = False
+    special: bool = False
+    halt: Callable[[Any], Awaitable[None]] | None = None
 
     def bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
         """Return the inputs in the order of the parameters, defaults filled in.
@@ -180,16 +189,61 @@ def build_step(mark: StepMark, namespace: Mapping[str, Any], faults: Faults, *, 
     compensation = None
     if len(mark.compensations) == 1:
         compensation = build_compensation(mark.compensations[0], mark.name, signature, namespace, faults, method)
+    _check_options(mark, compensation, signature, faults)
     if step is None or len(faults.problems) > before:
         return None
+    special = mark.at_most_once or mark.compensate_unknown or mark.transactional
+    simple = not (special or step.providers or step.keywords or method) and mark.timeout is None
     return msgspec.structs.replace(
         step,
         retry=mark.retry,
         timeout=mark.timeout,
         key=mark.key,
         compensation=compensation,
-        plain=step.is_async and not (step.providers or step.keywords or method) and mark.timeout is None,
+        plain=step.is_async and simple,
+        pivot=mark.pivot,
+        at_most_once=mark.at_most_once,
+        compensate_unknown=mark.compensate_unknown,
+        transactional=mark.transactional,
+        special=special,
     )
+
+
+def _check_options(
+    mark: StepMark, compensation: CompensationDefinition | None, signature: Signature, faults: Faults
+) -> None:
+    if mark.compensate_unknown and not mark.compensations:
+        faults.add(mark.function, "compensate_unknown=True needs a @compensate for the step; add it, or leave it out")
+    if mark.compensate_unknown and compensation is not None:
+        for parameter, source in zip(compensation.step.inputs, compensation.sources, strict=True):
+            if source == RESULT and not _takes_none(parameter.annotation):
+                faults.add(
+                    mark.compensations[0].function,
+                    f"parameter {parameter.name!r} must take None as well: compensate_unknown=True undoes the step "
+                    "also when nobody knows its result",
+                )
+    if mark.transactional and not any(_may_be_connection(p.annotation) for p in signature.providers):
+        faults.add(
+            mark.function,
+            "transactional=True needs a parameter for the store's connection, such as "
+            "`connection: sqlite3.Connection = provided`",
+        )
+    if mark.transactional and mark.timeout is not None:
+        faults.add(mark.function, "transactional=True excludes timeout=: a transaction cannot be cut off; leave it out")
+
+
+def _may_be_connection(annotation: Any) -> bool:
+    from flowlet.core.run import Run  # which imports this module
+
+    return annotation is not MISSING and annotation is not Run
+
+
+def _takes_none(annotation: Any) -> bool:
+    try:
+        Codec(annotation).decode(_NONE, "")
+    except (DecodeError, TypeError):
+        return False
+    return True
 
 
 def build_executable(
@@ -328,6 +382,7 @@ def plain_mark(function: Callable[..., Any]) -> StepMark:
         pivot=False,
         at_most_once=False,
         compensate_unknown=False,
+        transactional=False,
         is_async=inspect.iscoroutinefunction(function),
         method=False,
         compensations=[],

@@ -10,18 +10,24 @@ from collections.abc import Coroutine, Generator
 from typing import Any, Generic, TypeVar
 
 from flowlet.runtime.engine import LocalEngine
+from flowlet.runtime.tasks import Breaker
 
 T = TypeVar("T")
 
 
 class Drive(Generic[T]):
-    """Awaitable that runs a coroutine in the awaiting task and watches its suspensions."""
+    """Awaitable that runs a coroutine in the awaiting task and watches its suspensions.
 
-    __slots__ = ("_coroutine", "_engine")
+    Args:
+        breaker: cuts it short if it waits although the run is to unwind.
+    """
 
-    def __init__(self, coroutine: Coroutine[Any, Any, T], engine: LocalEngine) -> None:
+    __slots__ = ("_breaker", "_coroutine", "_engine")
+
+    def __init__(self, coroutine: Coroutine[Any, Any, T], engine: LocalEngine, breaker: Breaker | None = None) -> None:
         self._coroutine = coroutine
         self._engine = engine
+        self._breaker = breaker
 
     def __await__(self) -> Generator[Any, Any, T]:
         coroutine, engine = self._coroutine, self._engine
@@ -30,6 +36,8 @@ class Drive(Generic[T]):
             while True:
                 if engine.journal.pending:
                     engine.save_soon()
+                if self._breaker is not None and engine.is_due:
+                    self._breaker.cut()
                 try:
                     value = yield waited
                 except GeneratorExit:

@@ -13,18 +13,20 @@ from typing import Any, Literal, Protocol
 
 import anyio
 
-from flowlet.core.codec import Codec, pack
+from flowlet.core.codec import pack
 from flowlet.core.definitions import Context, Interpretation, RunDefinition, Undone
-from flowlet.core.engine import Suspended
-from flowlet.core.failures import Failure, describe_failure, rebuild_failure
+from flowlet.core.engine import Decided, Suspended
+from flowlet.core.failures import describe_failure
 from flowlet.core.run import Run
-from flowlet.core.run_records import Ended, EndStatus, RunRecord, Started
+from flowlet.core.run_records import Attention, Ended, EndStatus, Parked, RunRecord, Started, StuckStatus
+from flowlet.core.sizes import FRAME, check_size, fit, fit_all, fit_text
 from flowlet.errors import (
-    CompensationFailed,
     DecodeError,
-    FlowletError,
+    EncodeError,
     HistoryMismatch,
     LeaseLost,
+    PayloadTooLarge,
+    RunCancelled,
     RunError,
     RunNotFound,
     RunParked,
@@ -32,11 +34,11 @@ from flowlet.errors import (
 )
 from flowlet.runtime.drive import Drive
 from flowlet.runtime.engine import LocalEngine
-from flowlet.runtime.journal import Journal
+from flowlet.runtime.engine_replay import Reread, Unresolved
+from flowlet.runtime.journal import Journal, SignalArrived
+from flowlet.runtime.outcomes import asked_error, ended_error, stuck_error
 from flowlet.runtime.steps import Host
-from flowlet.runtime.tasks import Latch, Task
-
-_failure_codec: Codec[Failure] = Codec(Failure)
+from flowlet.runtime.tasks import Breaker, Latch, Task
 
 State = Literal["running", "ended", "parked", "left"]
 
@@ -45,6 +47,7 @@ class ExecutionHost(Host, Protocol):
     """What an execution needs of the process it runs in."""
 
     current_task: Callable[[], object]
+    make_breaker: Callable[[], Breaker]
 
     def now(self) -> float:
         """Return the time of the store's clock."""
@@ -58,6 +61,10 @@ class ExecutionHost(Host, Protocol):
         """Read a run's journal again; None when this process has nothing more to do with it."""
         ...
 
+    async def look(self, execution: Execution) -> None:
+        """See what signals have come in for a run, and tell it."""
+        ...
+
     def finished(self, execution: Execution) -> None:
         """Forget an execution that has ended, was parked or is left to somebody else."""
         ...
@@ -68,21 +75,27 @@ class Execution:
 
     Attributes:
         state: ``"left"`` means that this process no longer works on it; the journal has the rest.
+        task: the last of flowlet's own tasks that works on it, if one does.
         value: its encoded result, once it has completed.
         error: why it did not, or why this process left it.
     """
 
     __slots__ = (
+        "_breaker",
         "_engine",
         "_host",
         "_instance",
         "_is_aside",
+        "_is_unwinding",
+        "_order",
+        "_vain",
         "definition",
         "done",
         "error",
         "journal",
         "state",
         "status",
+        "task",
         "value",
     )
 
@@ -96,7 +109,10 @@ class Execution:
         self._host = host
         self._instance = instance
         self._engine: LocalEngine | None = None
-        self._is_aside = False
+        self._breaker: Breaker | None = None
+        self._order: Exception | None = None
+        self._vain: tuple[type[Exception], ...] = ()
+        self._is_aside = self._is_unwinding = False
         self.definition = definition
         self.journal = journal
         self.done = Latch()
@@ -104,6 +120,7 @@ class Execution:
         self.status: str = "running"
         self.value: bytes | None = None
         self.error: BaseException | None = None
+        self.task: Task | None = None
 
     # -------------------------------------------------------------- in the caller's task
     async def run_here(self, inputs: tuple[Any, ...], records: Sequence[RunRecord]) -> Any:
@@ -114,18 +131,19 @@ class Execution:
                 return
             assert self._engine is not None
             try:
-                value = await Drive(interpretation.forward(), self._engine)
-                if self._engine.cut:
-                    await self._engine.judge_cut()
+                value = await self._go_forward(interpretation)
+                await self._end_returned(value)
             except Exception as error:
-                if not interpretation.undoes:
-                    await self._failed(error, Undone())
-                else:
+                engine = self._engine
+                if interpretation.undoes or engine.committed or engine.order is not None:
                     await self._unwind_aside(interpretation, error)
-            else:
-                await self._returned(interpretation, value)
+                else:
+                    await self._failed(error, Undone())
+            except Decided as decision:
+                await self._unwind_aside(interpretation, decision.error)
         except Suspended:
             await self._suspended()
+            await self.done.wait()
         except Exception:
             raise
         except BaseException:
@@ -144,19 +162,20 @@ class Execution:
         await self.done.wait()
 
     # -------------------------------------------------------------- in a task of flowlet's own
-    async def run_aside(self, records: Sequence[RunRecord]) -> None:
+    async def run_aside(self, records: Sequence[RunRecord], *, resumed: bool = False) -> None:
         """Execute the run in this task, which is flowlet's own."""
         try:
-            interpretation = await self._interpret(None, records)
+            interpretation = await self._interpret(None, records, resumed=resumed)
             if interpretation is None:
                 return
             assert self._engine is not None
             try:
-                value = await Drive(interpretation.forward(), self._engine)
-                if self._engine.cut:
-                    await self._engine.judge_cut()
+                value = await self._go_forward(interpretation)
+                await self._end_returned(value)
             except Exception as error:
                 await self._unwind(interpretation, error)
+            except Decided as decision:
+                await self._unwind(interpretation, decision.error)
             except anyio.get_cancelled_exc_class():
                 if self._host.closing:
                     with anyio.CancelScope(shield=True):
@@ -164,23 +183,85 @@ class Execution:
                     raise
                 # Nobody cancelled this task: the body awaited something that was cancelled elsewhere.
                 await self._unwind(interpretation, RunError("the body awaited something that was cancelled"))
-            else:
-                await self._returned(interpretation, value)
         except Suspended:
             await self._suspended()
 
-    async def _interpret(self, inputs: tuple[Any, ...] | None, records: Sequence[RunRecord]) -> Interpretation | None:
+    async def _go_forward(self, interpretation: Interpretation) -> bytes:
+        """Run the body, in whatever task this is; return its encoded result.
+
+        Raises:
+            Exception: what the body raised.
+            Decided: it was told to unwind, and has not ended before that.
+        """
+        engine = self._engine
+        assert engine is not None
+        value = None
+        breaker = self._breaker = self._host.make_breaker()
+        try:
+            with breaker:
+                value = await Drive(interpretation.forward(), engine, breaker)
+        except (Exception, Decided, Suspended):
+            self._breaker = None
+            if breaker.is_cut:
+                await breaker.absorb()
+            raise
+        finally:
+            self._breaker = None
+        if breaker.is_cut:
+            await breaker.absorb()
+        order = engine.decided() if value is None else engine.decision
+        if order is not None:
+            raise Decided(order)
+        if value is None:  # it was cut as a pivot returned, behind which that must not be
+            engine.reread()
+        if engine.cut:
+            await engine.judge_cut()
+        return value
+
+    def tell(self, order: Exception) -> None:
+        """Tell the run to undo what it has done; it does so at its next wait, which is cut short."""
+        engine = self._engine
+        if self.state != "running" or self._is_unwinding:
+            return
+        if engine is None:
+            self._order = order if self._order is None else self._order
+        elif engine.committed:
+            self._tell_in_vain(order)
+        elif engine.order is None:  # what it is told first stands
+            engine.order = order
+            if self._breaker is not None and engine.is_due:
+                self._breaker.cut()
+
+    def _tell_in_vain(self, order: Exception) -> None:
+        if type(order) in self._vain:
+            return
+        self._vain = (*self._vain, type(order))
+        self._host.log.warning(
+            "run.not_undone", run_id=self.journal.id, definition=self.definition.name, order=str(order)
+        )
+
+    async def _interpret(
+        self, inputs: tuple[Any, ...] | None, records: Sequence[RunRecord], *, resumed: bool = False
+    ) -> Interpretation | None:
         """Set up engine and interpretation; park a run for which that cannot be done, and return None."""
         definition = self.definition
-        engine = self._engine = LocalEngine(self.journal, self._host, records, definition.name)
+        try:
+            if isinstance(definition.target, type) and self._instance is None:
+                arguments = {p.name: self._host.provide(p.annotation) for p in definition.constructor}
+                self._instance = definition.target(**arguments)
+        except Exception as error:
+            await self._park(f"run {self.journal.id!r} of {definition.name!r} cannot begin here: {error}", error)
+            return None
+        engine = self._engine = LocalEngine(
+            self.journal, self._host, records, definition, resumed=resumed, owner=self._instance
+        )
+        if self._order is not None:
+            engine.order = self._order
         try:
             if inputs is None:
                 started = records[0]
                 assert isinstance(started, Started)
                 inputs = definition.starter.input.decode(started.input, f"the input of run {self.journal.id!r}")
-            if isinstance(definition.target, type) and self._instance is None:
-                arguments = {p.name: self._host.provide(p.annotation) for p in definition.constructor}
-                self._instance = definition.target(**arguments)
             wanted = [p for p in definition.starter.providers if p.annotation is not Run]
             provided = {p.name: self._host.provide(p.annotation) for p in wanted}
         except Exception as error:
@@ -203,13 +284,15 @@ class Execution:
 
     async def go_on(self) -> None:
         """Wait until nothing of the old attempt runs, then replay."""
-        if self._engine is not None:
-            await self._engine.shut_down()
-            await self._engine.settle()
+        engine, self._engine = self._engine, None
+        if engine is not None:
+            await engine.shut_down()
+            await engine.settle()
+            self._order = engine.order
         try:
-            if self._engine is not None:
+            if engine is not None:
                 with contextlib.suppress(Suspended):
-                    await self._engine.keep_finished()
+                    await engine.keep_finished()
             if self.journal.create is not None:
                 await self.journal.commit()
             records = await self._host.reload(self)
@@ -217,12 +300,33 @@ class Execution:
             self._leave("left", error)
             return
         except (DecodeError, RunNotFound) as error:
-            await self._park(f"the history of run {self.journal.id!r} cannot be read: {error}", error)
+            reason = f"the history of run {self.journal.id!r} cannot be read: {error}"
+            await self._park(reason, error, is_readable=False)
             return
         if records is not None:
-            await self.run_aside(records)
+            await self.run_aside(records, resumed=True)
         elif self.state == "running":
             self._leave("left", LeaseLost(f"run {self.journal.id!r} was taken over by another process"))
+
+    async def show(self) -> None:
+        """Put a run into the store that nobody could see so far, beside its step that is under way."""
+        if self._engine is not None:
+            self._engine.save_soon()
+            await self._engine.settle()
+
+    async def give_up_on(self, claims: int) -> None:
+        """Park a run that has been taken up often and has never come further."""
+        await self._park(
+            f"run {self.journal.id!r} of {self.definition.name!r} was taken up {claims} times and never came further: "
+            "what it does next seems to end the process; look at that step, then resume()"
+        )
+
+    async def put_back(self, status: StuckStatus, last: RunRecord | None) -> None:
+        """Leave the run to its operator as before: what woke it up was no answer."""
+        error = asked_error(last) if isinstance(last, Attention) else RunParked(f"run {self.journal.id!r} is {status}")
+        if isinstance(last, Parked):
+            error = RunParked(last.reason)
+        await self._set_aside(status, None, "", error)
 
     def absorb(self, record: RunRecord) -> None:
         """Take over the end that the journal turns out to have."""
@@ -242,26 +346,61 @@ class Execution:
             self._leave("left", RunError(f"run {self.journal.id!r} goes on when its Flowlet is entered again"))
 
     # -------------------------------------------------------------- ends
-    async def _returned(self, interpretation: Interpretation, value: bytes) -> None:
+    async def _end_returned(self, value: bytes) -> None:
+        """End the run as completed, unless it turns out that it is to be undone."""
         engine = self._engine
         assert engine is not None
-        decided = engine.decided()
-        if decided is not None:  # the history says that it failed here before; that decision stands
-            await self._unwind(interpretation, rebuild_failure(_failure_codec.decode(decided, "a recorded failure")))
+        while True:
+            error = engine.decided()
+            if error is not None:  # the history says so, or somebody, and that stands
+                raise Decided(error)
+            engine.check_end()
+            check_size(value, self._host.max_payload, f"the result of run {self.journal.id!r}", FRAME)
+            try:
+                await self._end("completed", ("completed", self._host.now(), value, None))
+            except SignalArrived:
+                await self._host.look(self)
+                continue
+            if engine.order is not None:
+                self._tell_in_vain(engine.order)
+            self.value = value
+            self._leave("ended", None)
             return
-        engine.check_end()
-        await self._end("completed", ("completed", self._host.now(), value, None, (), ()))
-        self.value = value
-        self._leave("ended", None)
 
     async def _unwind(self, interpretation: Interpretation, error: Exception) -> None:
-        log = self._host.log
+        """Undo what the run has done, or ask for help where there is only forward."""
+        try:
+            await self._unwind_for(interpretation, error)
+        except Decided as decision:  # by its history, elsewhere: then the records say what to undo
+            await self._unwind_for(interpretation, decision.error)
+
+    async def _unwind_for(self, interpretation: Interpretation, error: Exception) -> None:
+        engine, log = self._engine, self._host.log
+        assert engine is not None
+        self._is_unwinding = True
+        if engine.over is not None:  # whatever the body has made of that
+            error, engine.over = engine.over, None
+        if engine.is_astray:
+            engine.check_end()
+        order = None if engine.is_decided else engine.ordered
+        if order is not None:
+            error = order
+            await engine.settle_order()
+        elif engine.cut:
+            await engine.settle_cut()
+        if engine.order is not None:
+            self._tell_in_vain(engine.order)
+            engine.order = None
+        if engine.committed:
+            reason = (
+                f"run {self.journal.id!r} has failed behind its pivot, with {type(error).__name__}: {error}; mend the "
+                "cause and resume(), or compensate()"
+            )
+            await self._park(reason, error, status="needs_attention")
+            return
         if log.active and interpretation.undoes:
             log.info("run.compensating", run_id=self.journal.id, definition=self.definition.name, error=repr(error))
-        assert self._engine is not None
-        if self._engine.cut:
-            await self._engine.settle_cut()
-        await self._failed(error, await Drive(interpretation.backward(error), self._engine))
+        await self._failed(error, await Drive(interpretation.backward(error), engine))
 
     async def _failed(self, error: Exception, undone: Undone) -> None:
         engine = self._engine
@@ -269,14 +408,17 @@ class Execution:
         if engine.cut:
             await engine.settle_cut()
         engine.check_end()
-        status: EndStatus = "compensation_failed" if undone.failed else "compensated" if undone.steps else "failed"
-        failures = tuple(describe_failure(e) for e in undone.errors)
-        await self._end(status, (status, self._host.now(), None, engine.describe(error), undone.failed, failures))
-        self._leave("ended", attach(error, undone.failed, undone.errors))
-        if undone.failed:
-            self._host.log.error(
-                "run.compensation_failed", run_id=self.journal.id, definition=self.definition.name, steps=undone.failed
-            )
+        status: EndStatus = "compensated" if undone.steps else "failed"
+        if engine.interrupted and isinstance(error, RunCancelled):
+            status = "cancelled"
+        while True:
+            try:
+                await self._end(status, (status, self._host.now(), None, engine.describe(error)))
+            except SignalArrived:
+                await self._host.look(self)
+            else:
+                break
+        self._leave("ended", error)
 
     async def _end(self, status: EndStatus, fields: tuple[Any, ...]) -> None:
         engine = self._engine
@@ -295,8 +437,23 @@ class Execution:
         trouble = self.journal.trouble
         if self._engine is not None:
             await self._engine.shut_down()
-        if isinstance(trouble, HistoryMismatch):
+            if trouble is None:  # before the lease is given back: what has been done is to be done once
+                with contextlib.suppress(Suspended):
+                    await self._engine.settle()
+                    await self._engine.keep_finished()
+                trouble = self.journal.trouble
+        if isinstance(trouble, Reread):
+            self.journal.trouble = None
+            self._is_unwinding, self._is_aside = False, True
+            self._host.spawn(self.go_on, self)
+        elif isinstance(trouble, HistoryMismatch):
             await self._park(str(trouble))
+        elif isinstance(trouble, Unresolved):
+            await self._await_operator(trouble)
+        elif isinstance(trouble, (EncodeError, PayloadTooLarge)) and self.journal.create is None:
+            # The codec or the store refuses what happened, and would again: repeating its effect would not help.
+            reason = f"what run {self.journal.id!r} did last cannot be recorded: {trouble}; then resume() it"
+            await self._park(reason, trouble, is_readable=False)
         elif trouble is not None:
             self._host.log.warning(
                 "run.left", run_id=self.journal.id, definition=self.definition.name, error=str(trouble)
@@ -305,19 +462,68 @@ class Execution:
         else:
             self._leave("left", RunError(f"run {self.journal.id!r} goes on when its Flowlet is entered again"))
 
-    async def _park(self, reason: str, error: Exception | None = None) -> None:
-        self.journal.trouble = None
-        self.journal.pending[:] = [pack(("p", reason, self._host.now()))]
-        try:
-            await self.journal.park()
-        except Suspended:
-            self._leave("left", self.journal.trouble)
-            return
-        self._host.log.error("run.parked", run_id=self.journal.id, definition=self.definition.name, reason=reason)
-        self.status = "parked"
+    async def _await_operator(self, trouble: Unresolved) -> None:
+        """Leave the run until its operator has answered a question."""
+        question = trouble.question
+        record = None
+        if not trouble.asked:
+            part = None if self._host.max_payload is None else self._host.max_payload // 4
+            error = None if question.error is None else fit(describe_failure(question.error), part)
+            errors = fit_all([describe_failure(e) for e in question.errors], part)
+            reason = fit_text(question.reason, part)
+            fields = (question.status, self._host.now(), reason, question.steps, errors, error)
+            record = pack(("q", *fields))
+        await self._set_aside(question.status, record, question.reason, stuck_error(question), question.steps)
+
+    async def _park(
+        self,
+        reason: str,
+        error: Exception | None = None,
+        *,
+        status: StuckStatus = "parked",
+        is_readable: bool = True,
+    ) -> None:
+        """Leave the run until its operator has it go on.
+
+        Args:
+            is_readable: its history decodes here; to one that does not, nothing is added that might not, either.
+        """
+        if not is_readable:
+            self.journal.pending.clear()
         parked = RunParked(reason)
         parked.__cause__ = error
-        self._leave("parked", parked)
+        record = pack(("p", fit_text(reason, self._host.max_payload), self._host.now())) if is_readable else None
+        await self._set_aside(status, record, reason, parked)
+
+    async def _set_aside(
+        self, status: StuckStatus, record: bytes | None, reason: str, error: Exception, steps: Sequence[str] = ()
+    ) -> None:
+        self.journal.trouble = None
+        before = self._told
+        while True:
+            try:
+                # A run that has been told to unwind meanwhile is looked at again, by whoever claims it.
+                await self.journal.park(status, record, None if self._told is before else 0.0)
+            except Suspended:
+                self._leave("left", self.journal.trouble)
+                return
+            except SignalArrived:
+                record = None  # it waits in the journal's pending ones
+                await self._host.look(self)
+            else:
+                break
+        if reason:
+            extra = {"steps": steps} if steps else {}
+            self._host.log.error(
+                f"run.{status}", run_id=self.journal.id, definition=self.definition.name, reason=reason, **extra
+            )
+        self.status = status
+        self._leave("parked", error)
+
+    @property
+    def _told(self) -> Exception | None:
+        """Why the run is to unwind, if it was told to."""
+        return self._order if self._engine is None else self._engine.ordered
 
     def _leave(self, state: State, error: BaseException | None) -> None:
         self.state = state
@@ -333,27 +539,4 @@ class Execution:
         self._leave("left", error)
 
 
-_OWN = (Execution.run_here.__code__, Execution.run_aside.__code__)
-
-
-def attach(error: Exception, failed: Sequence[str], errors: Sequence[Exception]) -> Exception:
-    """Hang the failed compensations under the error that started the rollback, as its last cause."""
-    if not failed:
-        return error
-    end: BaseException = error
-    seen = {id(end)}
-    while end.__cause__ is not None and id(end.__cause__) not in seen:
-        end = end.__cause__
-        seen.add(id(end))
-    end.__cause__ = CompensationFailed(failed, errors)
-    return error
-
-
-def ended_error(record: Ended) -> Exception:
-    """Rebuild what the run's caller is told of an end that is no completion."""
-    error: Exception
-    if record.error is None:
-        error = FlowletError(f"the run ended as {record.status}")
-    else:
-        error = rebuild_failure(record.error)
-    return attach(error, record.failed, [rebuild_failure(f) for f in record.errors])
+_OWN = (Execution.run_here.__code__, Execution.run_aside.__code__, Execution._go_forward.__code__)

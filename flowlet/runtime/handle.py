@@ -18,15 +18,19 @@ from flowlet.core.failures import Failure
 from flowlet.core.pipeline import SKIPPED
 from flowlet.core.run_records import (
     AttemptErred,
+    Attention,
     Ended,
+    Interrupted,
     Noted,
     Parked,
+    Resolved,
     RunRecord,
     StepEnded,
     StepErred,
     StepStopped,
 )
 from flowlet.errors import DecodeError
+from flowlet.runtime.orders import Orders
 from flowlet.store import Head
 
 R_co = TypeVar("R_co", covariant=True)
@@ -98,11 +102,12 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
 class HandleSource(Protocol):
     """What a handle needs of the process it is in."""
 
+    orders: Orders
+
     async def head(self, id: str) -> Head: ...
     async def records(self, id: str) -> Sequence[RunRecord]: ...
     def stream(self, id: str) -> AsyncIterator[tuple[int, RunRecord]]: ...
     async def result(self, id: str, definition: RunDefinition | None) -> Any: ...
-    async def resume(self, id: str) -> None: ...
     def definition_of(self, head: Head) -> RunDefinition | None: ...
 
 
@@ -148,14 +153,76 @@ class Handle(Generic[R_co]):
         definition = self._definition or self._source.definition_of(head)
         return build_report(head, await self._source.records(self.id), definition)
 
-    async def resume(self) -> None:
-        """Let a parked run go on: the cause has been mended.
+    async def cancel(self) -> None:
+        """Have the run end and undo what it has done, whichever process executes it, or none.
+
+        Returns when that is certain to happen; `result` then raises `RunCancelled`. It makes no difference to a
+        run that is being undone already, or was cancelled before. A saga that is past its pivot completes. A step
+        that is under way is cut off; a plain function in its thread cannot be, so that it is awaited and its result
+        counts. A child run that is under way is cancelled as well, and has ended before its parent is undone.
 
         Raises:
             RunFinished: it has ended.
+            RunError: it waits for an operator, past its pivot or because its compensations have failed.
             RunNotFound: there is no such run.
         """
-        await self._source.resume(self.id)
+        await self._source.orders.cancel(self.id)
+
+    async def resume(self) -> None:
+        """Let a run go on that waits for its operator: the cause has been mended.
+
+        A parked run goes on where its records end. One that ``needs_attention`` tries the step again that failed
+        behind its pivot. One whose compensations failed tries just those again. Any other run goes on anyway.
+
+        Raises:
+            RunFinished: it has ended.
+            RunError: somebody else has just told it how to go on.
+            RunNotFound: there is no such run.
+        """
+        await self._source.orders.resume(self.id)
+
+    async def skip(self, step: str, result: object = None) -> None:
+        """Let a run go on without a step that holds it up, because somebody has seen to it.
+
+        Args:
+            step: its key: one that failed behind the pivot, that runs at most once and was cut off, or whose
+                compensation failed.
+            result: what the step is to have returned; of no meaning for a compensation.
+
+        Raises:
+            RunError: the run is not held up by that step.
+            EncodeError, DecodeError, PayloadTooLarge: the result is not what the step returns, or too large.
+            RunFinished: it has ended.
+            RunNotFound: there is no such run.
+        """
+        await self._source.orders.skip(self.id, step, result)
+
+    async def compensate(self) -> None:
+        """Have a run that is parked or ``needs_attention`` undo what it has done, a pivot included, and end.
+
+        What a parked run's code no longer leads to is undone as its records say.
+
+        Raises:
+            RunError: it does not wait for an operator.
+            RunFinished: it has ended.
+            RunNotFound: there is no such run.
+        """
+        await self._source.orders.compensate(self.id)
+
+    async def fork(self, *, from_step: str, id: str | None = None) -> Handle[R_co]:
+        """Start a new run that has done what this one had done before a step, and goes on from there by itself.
+
+        Args:
+            from_step: the key of the step that is the first to be executed anew; see `report`.
+            id: of the new run; one is made up when not given. Its steps have idempotency keys of their own.
+
+        Raises:
+            RunError: this run has no record of that step on its way forward.
+            IdConflict: the id is taken.
+            RunNotFound: there is no such run.
+        """
+        made = await self._source.orders.fork(self.id, from_step, id, self._definition)
+        return Handle(made, self._source, self._definition)
 
     async def history(self) -> AsyncIterator[Record]:
         """Yield the run's records in order, without loading them all."""
@@ -205,6 +272,7 @@ def _name_failure(failure: Failure) -> str:
 
 _KINDS = {
     "Started": "started",
+    "AttemptBegan": "attempt_began",
     "StepEnded": "step_completed",
     "StepErred": "step_failed",
     "StepStopped": "step_cancelled",
@@ -218,14 +286,30 @@ def _show(seq: int, record: RunRecord) -> Record:
     error = getattr(record, "error", None)
     if isinstance(record, Noted):
         kind = "skipped" if record.key.startswith(SKIPPED) else record.key
-    elif isinstance(record, Ended):
+    elif isinstance(record, (Ended, Attention)):
         kind = record.status
+    elif isinstance(record, Interrupted):
+        kind = "interrupted"
+    elif isinstance(record, Resolved):
+        kind = {"retry": "resumed", "skip": "step_skipped", "compensate": "compensating"}[record.action]
     return Record(
         seq=seq,
         kind=kind,
         at=record.at,
-        step=record.key.removeprefix(SKIPPED) if isinstance(record, Noted) else getattr(record, "key", None),
+        step=_step_of(record),
         attempt=getattr(record, "attempt", None),
         seconds=getattr(record, "seconds", None),
-        error=record.reason if isinstance(record, Parked) else None if error is None else _name_failure(error),
+        error=_reason(record) if error is None else _name_failure(error),
     )
+
+
+def _reason(record: RunRecord) -> str | None:
+    return record.reason if isinstance(record, (Parked, Attention)) else None
+
+
+def _step_of(record: RunRecord) -> str | None:
+    if isinstance(record, Noted):
+        return record.key.removeprefix(SKIPPED)
+    if isinstance(record, Attention):
+        return ", ".join(record.steps)
+    return record.step if isinstance(record, Resolved) else getattr(record, "key", None)

@@ -2,19 +2,48 @@
 
 Law: records go to the store in order, by one task at a time, each append carrying the expected
 version and the fence. A store that is down is asked again for a bounded time; a store that says that
-somebody else wrote means that this process no longer owns the run.
+somebody else wrote means that this process no longer owns the run. The last append is refused when a
+signal has come in that the run has not seen.
 """
 
 from __future__ import annotations
+
+import contextlib
+from typing import Protocol
 
 import anyio
 from msgspec.structs import replace
 
 from flowlet.core.engine import Suspended
-from flowlet.errors import Conflict, FlowletError, LeaseLost, StoreUnavailable
-from flowlet.store import UNCHANGED, Store, Unchanged, Write
+from flowlet.errors import Conflict, FlowletError, LeaseLost, RunNotFound, StoreUnavailable
+from flowlet.store import UNCHANGED, Store, Unchanged, Work, Write
 
 _PAUSES = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
+
+
+class Perform(Protocol):
+    """User code that works on a store's connection inside of an append; returns the record of what it did.
+
+    Attributes:
+        value: what it has returned, encoded.
+    """
+
+    value: bytes
+
+    def __call__(self, connection: object, /) -> bytes: ...
+
+    async def awaited(self, connection: object, /) -> bytes:
+        """Do the same for a store whose connection is used with ``await``."""
+        ...
+
+
+def outlives_process(store: Store) -> bool:
+    """Tell whether somebody else may see what is in the store when this process has died: a server's memory, too."""
+    return store.capabilities.durable or store.capabilities.multi_process
+
+
+class SignalArrived(Exception):
+    """The run cannot end: a signal has come in that it has not seen."""
 
 
 class Journal:
@@ -28,20 +57,38 @@ class Journal:
         durable: the store outlives the process. What is in one that does not needs to be up to date only
             when somebody else gets to run, which is when the body suspends.
         status: the head's status from the next append on, if it is to change.
+        inbox: the number of the last signal that the run has seen.
+        marked: listings show that the run was sent an order; the next append takes that back.
         trouble: why the run cannot go on here, once that is so.
+        unsure: an append was cut off by a cancellation; see `catch_up`.
     """
 
-    __slots__ = ("_store", "busy", "create", "durable", "fence", "id", "pending", "status", "trouble", "version")
+    __slots__ = (
+        "_store",
+        "busy",
+        "create",
+        "durable",
+        "fence",
+        "id",
+        "inbox",
+        "marked",
+        "pending",
+        "status",
+        "trouble",
+        "unsure",
+        "version",
+    )
 
     def __init__(self, store: Store, id: str, version: int, fence: int, create: Write | None = None) -> None:
         self._store = store
-        self.durable = store.capabilities.durable
+        self.durable = outlives_process(store)
         self.id = id
         self.version = version
         self.fence = fence
         self.pending: list[bytes] = []
-        self.busy = False
+        self.busy = self.marked = self.unsure = False
         self.create = create
+        self.inbox = 0
         self.status: str | Unchanged = UNCHANGED
         self.trouble: Exception | None = None
 
@@ -51,6 +98,11 @@ class Journal:
         Raises:
             Suspended: it could not be done here; ``trouble`` says why.
         """
+        await self._append(self._write())
+        self.status = UNCHANGED
+
+    def _write(self) -> Write:
+        """Return the write of everything recorded so far."""
         write = self.create
         if write is None:
             write = Write(
@@ -59,17 +111,46 @@ class Journal:
         else:
             status = write.status if self.status is UNCHANGED else self.status
             write = replace(write, records=tuple(self.pending), status=status)
-        await self._append(write)
-        self.status = UNCHANGED
+        return write
+
+    async def commit_with(self, perform: Perform) -> None:
+        """Commit, in one transaction with what ``perform`` does on the store's connection, also its record.
+
+        Raises:
+            Exception: what ``perform`` has raised; nothing of it is stored then.
+            Suspended: it could not be done here; ``trouble`` says why.
+        """
+        if self.pending:
+            await self.commit()
+        write = self._write()
+
+        def work(connection: object) -> list[Write]:
+            return [replace(write, records=(perform(connection),))]
+
+        async def async_work(connection: object) -> list[Write]:
+            return [replace(write, records=(await perform.awaited(connection),))]
+
+        try:
+            await self._append(write, async_work if self._store.capabilities.async_work else work)
+        except FlowletError as error:
+            if not _is_about(error, self.id):
+                raise
+            self._give_up(error)
 
     async def end(self, status: str, record: bytes) -> None:
-        """Make everything durable with a last record and close the run, giving back its lease."""
+        """Make everything durable with a last record and close the run, giving back its lease.
+
+        Raises:
+            SignalArrived: not yet; see what has come in first.
+            Suspended: it could not be done here; ``trouble`` says why.
+        """
         records = (*self.pending, record)
         if self.create is None:
             write = Write(
                 id=self.id,
                 expect=self.version,
                 fence=self.fence,
+                inbox=self.inbox,
                 records=records,
                 status=status,
                 wake=None,
@@ -88,65 +169,113 @@ class Journal:
             )
         await self._append(write)
 
-    async def park(self) -> None:
-        """Make everything durable and leave the run for an operator, giving back its lease."""
+    async def park(self, status: str, record: bytes | None, wake: float | None = None) -> None:
+        """Make everything durable and leave the run for an operator, giving back its lease.
+
+        Args:
+            record: says why; None when the journal does so already, or cannot be written to.
+            wake: when somebody is to look at it even so.
+
+        Raises:
+            SignalArrived: not yet; see what has come in first.
+            Suspended: it could not be done here; ``trouble`` says why.
+        """
         if self.create is not None:
             await self.commit()
+        if record is not None:
+            self.pending.append(record)
         await self._append(
             Write(
                 id=self.id,
                 expect=self.version,
                 fence=self.fence,
+                inbox=self.inbox,
                 records=tuple(self.pending),
-                status="parked",
-                wake=None,
+                status=status,
+                wake=wake,
                 owner=None,
             )
         )
 
-    async def catch_up(self) -> None:
-        """After an append that was cut off, drop from ``pending`` what turns out to be stored."""
+    async def catch_up(self) -> bool:
+        """After an append that was cut off, drop from ``pending`` what turns out to be stored.
+
+        Returns:
+            Whether that is all there is; what a transactional step has stored never was in ``pending``.
+        """
+        if self.unsure:
+            # A store does what it was handed in order: when this is done, the one that was cut off is as well.
+            with contextlib.suppress(RunNotFound, LeaseLost):
+                await self._store.append((Write(id=self.id, fence=self.fence),))
+            self.unsure = False
         stored = await self._store.load(self.id, after=self.version)
         if stored is None or stored.head.fence != self.fence:
-            return
+            return True
         count = len(stored.records)
-        if list(stored.records) == self.pending[:count]:
+        is_ours = list(stored.records) == self.pending[:count]
+        if is_ours:
             self.create = None
-            self.version += count
             del self.pending[:count]
+        self.version += count
+        return is_ours
 
-    async def _append(self, write: Write) -> None:
-        count = len(write.records)
+    async def _append(self, write: Write, work: Work | None = None) -> None:
+        if self.marked and work is None:
+            write = replace(write, state="")
         self.busy = True
         try:
-            await self._store.append((write,))
+            if work is None:
+                await self._store.append((write,))
+            else:
+                await self._store.append((), work=work)
         except StoreUnavailable:
-            await self._append_again(write)
+            await self._append_again(write, work)
         except FlowletError as error:
-            self._give_up(error)
+            if work is not None:
+                raise
+            self._refused(write, error)
+        except Exception:
+            raise
+        except BaseException:
+            self.unsure = True  # the store may still do it
+            raise
         finally:
             self.busy = False
+        count = len(write.records) if work is None else 1
         self.create = None
+        if work is None:
+            self.marked = False
         self.version += count
-        del self.pending[:count]
+        del self.pending[: count if work is None else 0]
 
-    async def _append_again(self, write: Write) -> None:
+    async def _append_again(self, write: Write, work: Work | None) -> None:
         """Repeat an append whose outcome is unknown until it is stored, or is seen to have been."""
         for pause in _PAUSES:
             await anyio.sleep(pause)
             try:
-                await self._store.append((write,))
+                if work is None:
+                    await self._store.append((write,))
+                elif not await self._has_grown(write):  # under our fence, nobody else's record can be there
+                    await self._store.append((), work=work)
             except StoreUnavailable as error:
                 last: FlowletError = error
             except (Conflict, LeaseLost) as error:
                 if await self._is_stored(write):
                     return
-                self._give_up(error)
+                self._refused(write, error)
             except FlowletError as error:
+                if work is not None and not _is_about(error, self.id):
+                    raise
                 self._give_up(error)
             else:
                 return
         self._give_up(last)
+
+    def _refused(self, write: Write, error: FlowletError) -> None:
+        """Find out what a refusal means: that a signal has come in, or that the run is not ours any more."""
+        if isinstance(error, Conflict) and write.inbox is not None and error.actual == error.expected:
+            raise SignalArrived from error
+        self._give_up(error)
 
     async def _is_stored(self, write: Write) -> bool:
         """Tell whether the records that stand where ours would are ours: the reply was lost, not the write."""
@@ -154,6 +283,17 @@ class Journal:
         stored = await self._store.load(self.id, after=write.expect, limit=len(write.records))
         return stored is not None and len(write.records) > 0 and tuple(stored.records) == tuple(write.records)
 
+    async def _has_grown(self, write: Write) -> bool:
+        """Tell whether a record stands where ours would, under our lease."""
+        assert write.expect is not None
+        stored = await self._store.load(self.id, after=write.expect, limit=1)
+        return stored is not None and stored.head.fence == self.fence and bool(stored.records)
+
     def _give_up(self, error: FlowletError) -> None:
         self.trouble = error
         raise Suspended from error
+
+
+def _is_about(error: FlowletError, id: str) -> bool:
+    """Tell whether it is the store's refusal of a write to ``id``, and not something that user code has raised."""
+    return getattr(error, "id", "") == id and isinstance(error, (Conflict, LeaseLost))

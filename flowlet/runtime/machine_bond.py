@@ -18,6 +18,7 @@ from flowlet.core.chart import Plan
 from flowlet.core.codec import encode, pack
 from flowlet.core.machine import MachineDefinition
 from flowlet.core.machine_records import Created, Fold, Moved, Pending, Settled
+from flowlet.core.sizes import check_size
 from flowlet.core.states import Configuration
 from flowlet.errors import Conflict, DecodeError, EncodeError, HookFailed, RunNotFound, StoreUnavailable
 from flowlet.runtime.machine_office import ACTIVE, FINAL, KIND, Busy, Office
@@ -97,12 +98,12 @@ class Bond:
         values = definition.data.values(machine)
         data = definition.data.encode(values)
         state = definition.initial
-        record = Created(state.state, office.now(), office.token, definition.version, data)
+        record = self.pack(Created(state.state, office.now(), office.token, definition.version, data), "the creation")
         write = Write(
             id=self.id,
             expect=0,
             create=New(KIND, definition.name, str(definition.version)),
-            records=(pack(record),),
+            records=(record,),
             status=FINAL if state.final else ACTIVE,
             state=state.state,
             close=state.final,
@@ -110,7 +111,7 @@ class Bond:
         try:
             await office.store.append((write,))
         except (Conflict, StoreUnavailable):
-            if not await self._is_mine(write.records[0]):
+            if not await self._is_mine(record):
                 raise
         self.advance(values, data, ())
 
@@ -130,6 +131,7 @@ class Bond:
         Raises:
             Conflict: another process was faster; it is kept as `conflict`.
             EncodeError: the data, or the result of an event fired by a run, cannot be stored.
+            PayloadTooLarge: these are more than may be stored.
         """
         office = self.office
         values, data = self.changed(machine)
@@ -146,10 +148,11 @@ class Bond:
             None if key is None else (key, plan.method, self._encode_result(plan.method, result)),
             () if not turn.raised else _pending(turn.raised),
         )
+        packed = self.pack(record, f"event {plan.event!r}")
         if target.final or self.leased or record.raised:
-            write = self._special_write(record, target)
+            write = self._special_write(record, packed, target)
         else:
-            write = Write(id=self.id, expect=self.version, records=(pack(record),), state=target.state)
+            write = Write(id=self.id, expect=self.version, records=(packed,), state=target.state)
         await self._append(write)
         machine._flowlet_state = target
         self.at = at
@@ -171,7 +174,8 @@ class Bond:
                 return
             state: str = machine._flowlet_state.state
             record = Settled(state, self.office.now(), self.office.token, self.definition.version, data)
-            await self._append(self._special_write(record, machine._flowlet_state))
+            packed = self.pack(record, "what its hooks have assigned")
+            await self._append(self._special_write(record, packed, machine._flowlet_state))
         except Exception as error:
             self.stale = True
             text = f"what the hooks of {self.definition.name} {self.id!r} have assigned could not be recorded ({error})"
@@ -187,7 +191,22 @@ class Bond:
         data = shape.encode(values)
         return values, None if data == self.data else data
 
-    def _special_write(self, record: Moved | Settled, target: Configuration) -> Write:
+    def pack(self, record: Created | Moved | Settled, what: str) -> bytes:
+        """Encode a record; ``what`` names it in the error.
+
+        Raises:
+            PayloadTooLarge: it has more bytes than may be stored.
+        """
+        packed = pack(record)
+        self.check_size(packed, what)
+        return packed
+
+    def check_size(self, packed: bytes, what: str) -> None:
+        """Judge the size of an encoded record."""
+        where = f"{what} of {self.definition.name} {self.id!r}, with the machine's data,"
+        check_size(packed, self.office.max_payload, where)
+
+    def _special_write(self, record: Moved | Settled, packed: bytes, target: Configuration) -> Write:
         """Build a write that also ends the machine, or takes or gives back its lease.
 
         While something raised is still to be handled the machine is owned, which tells other
@@ -203,7 +222,7 @@ class Bond:
             id=self.id,
             expect=self.version,
             fence=self.fence,
-            records=(pack(record),),
+            records=(packed,),
             state=target.state,
             status=FINAL if target.final else ACTIVE,
             close=target.final,

@@ -33,6 +33,7 @@ class Office(msgspec.Struct, frozen=True, eq=False):
         worker: returns the worker id with a live heartbeat, which owns leases.
         token: a number that no other writer has.
         provide: returns what is provided for an annotation; None when nothing is.
+        max_payload: bytes that a record may have, or None.
     """
 
     store: Store
@@ -41,6 +42,7 @@ class Office(msgspec.Struct, frozen=True, eq=False):
     token: int
     log: Log
     provide: Callable[[Any], Any] | None
+    max_payload: int | None = None
 
     def provided(self, annotation: Any, what: str) -> Any:
         """Return what is provided for an annotation; ``what`` names who asks."""

@@ -210,6 +210,8 @@ async def move_stored(machine: Any, bond: Bond, way: Stored, args: tuple[Any, ..
             actor = None if plan.parameters.actor is None else plan.parameters.who(args, kwargs)
             record = Moved(event, left, reached, at, office.token, bond.definition.version, data, actor)
             packed = pack(record)
+            if office.max_payload is not None and len(packed) > office.max_payload:
+                bond.check_size(packed, f"event {event!r}")
             write = Write(id=bond.id, expect=bond.version, records=(packed,), state=reached)
             try:
                 await office.store.append((write,))

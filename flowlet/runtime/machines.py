@@ -42,6 +42,7 @@ class Machines:
         now: the store's clock, in seconds since the epoch.
         worker: the id of a worker with a live heartbeat, or what returns it; owns leases.
         provide: returns what is provided for an annotation.
+        max_payload: bytes that a record may have, or None.
     """
 
     def __init__(
@@ -52,9 +53,10 @@ class Machines:
         worker: str | Callable[[], str],
         log: Log,
         provide: Callable[[Any], Any] | None = None,
+        max_payload: int | None = None,
     ) -> None:
         owner = worker if callable(worker) else (lambda: worker)
-        self._office = Office(store, now, owner, secrets.randbits(62), log, provide)
+        self._office = Office(store, now, owner, secrets.randbits(62), log, provide, max_payload)
         self._prefix = secrets.token_hex(4)
         self._numbers = itertools.count(1)
         self._live: WeakValueDictionary[str, Any] = WeakValueDictionary()

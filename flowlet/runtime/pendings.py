@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from flowlet.core.engine import Pending, StepCall
 from flowlet.core.steps import digest
+from flowlet.runtime.journal import Perform
 from flowlet.runtime.tasks import Latch, Task
 
 
@@ -36,9 +37,15 @@ class LocalPending(Pending):
 
 
 class Notice:
-    """What a step's task posts to the inbox: a record (empty when it is suspended), and for its end the outcome."""
+    """What a step's task posts to the inbox: a record, if there is one to be added, and for its end the outcome.
 
-    __slots__ = ("error", "pending", "record", "seen", "value")
+    Attributes:
+        seen: the task waits for it to be set, after the record is durable or ``perform`` has been committed;
+            then ``error`` says what came of that.
+        suspended: the step cannot go on here, so the run cannot.
+    """
+
+    __slots__ = ("error", "pending", "perform", "record", "seen", "suspended", "value")
 
     def __init__(
         self, pending: LocalPending, record: bytes, value: bytes | None = None, error: Exception | None = None
@@ -47,4 +54,6 @@ class Notice:
         self.record = record
         self.value = value
         self.error = error
-        self.seen: Latch | None = None  # set: the task waits until the record is durable
+        self.seen: Latch | None = None
+        self.perform: Perform | None = None
+        self.suspended = False

@@ -11,8 +11,11 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
+import string
 import zlib
 from typing import TYPE_CHECKING, Any
+
+from flowlet.errors import ConfigError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,10 +25,31 @@ try:
 except ImportError:  # pragma: no cover - Windows has no flock; the lease alone decides there
     fcntl = None  # type: ignore[assignment]
 
+_IN_NAMES = frozenset(string.ascii_letters + string.digits + "._-")
+_LONGEST_NAME = 64
 
-def new_worker_id() -> str:
-    """Return an identity for this start of this process; its first part tells the host."""
-    return f"{_host()}-{os.getpid():x}-{os.urandom(6).hex()}"
+
+def new_worker_id(name: str | None = None) -> str:
+    """Return an identity for this start of this process; its first part tells the host.
+
+    Args:
+        name: a part of it, for people: processes of one name are as different as any.
+    """
+    return "-".join(filter(None, (_host(), name, f"{os.getpid():x}", os.urandom(6).hex())))
+
+
+def check_name(name: str | None) -> str | None:
+    """Refuse a name that does not fit into an identity, which is also the name of a file.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    if name is None or (isinstance(name, str) and len(name) <= _LONGEST_NAME and name and set(name) <= _IN_NAMES):
+        return name
+    raise ConfigError(
+        f"name: a worker's name is 1 to {_LONGEST_NAME} of the letters a-z and A-Z, digits, '.', '_' and '-', "
+        f"not {name!r}"
+    )
 
 
 def _host() -> str:
@@ -81,9 +105,16 @@ class Presence:
             self._file.close()
             self._file = None
 
+    def sees(self, worker: str) -> bool:
+        """Tell whether the death of another worker would be seen here: it has a lock on this host."""
+        return self._is_near(worker) and self._folder is not None and (self._folder / worker).exists()
+
+    def _is_near(self, worker: str) -> bool:
+        return worker.partition("-")[0] == self.worker.partition("-")[0]
+
     def is_dead(self, worker: str) -> bool:
-        """Tell whether another worker is known to have died on this host."""
-        if self._folder is None or worker == self.worker or worker.partition("-")[0] != self.worker.partition("-")[0]:
+        """Tell whether another worker is known to have died on this host; see `forget`."""
+        if self._folder is None or worker == self.worker or not self._is_near(worker):
             return False
         path = self._folder / worker
         try:
@@ -91,6 +122,10 @@ class Presence:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             return False
-        with contextlib.suppress(OSError):
-            path.unlink()
         return True
+
+    def forget(self, worker: str) -> None:
+        """Remove what a dead worker has left, once nothing is its own any more: until then others must see it."""
+        if self._folder is not None:
+            with contextlib.suppress(OSError):
+                (self._folder / worker).unlink()

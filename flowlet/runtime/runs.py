@@ -7,48 +7,48 @@ known through the store alone.
 
 from __future__ import annotations
 
+import functools
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from typing import Any
-
-import anyio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, cast
 
 from flowlet.core.codec import pack
 from flowlet.core.current import run_context
 from flowlet.core.definitions import RunDefinition
 from flowlet.core.engine import Suspended
 from flowlet.core.ids import check_id
-from flowlet.core.run_records import Ended, Parked, RunRecord, Started, run_record_codec
+from flowlet.core.run_records import RunRecord, Started, StuckStatus
+from flowlet.core.sizes import check_size
 from flowlet.core.steps import Provide
 from flowlet.errors import (
     Conflict,
-    DecodeError,
-    FlowletError,
     IdConflict,
     LeaseLost,
     RunError,
-    RunFinished,
-    RunNotFound,
-    RunParked,
+    RunTimeout,
     StoreUnavailable,
 )
-from flowlet.runtime.execution import Execution, ended_error
+from flowlet.runtime.alarms import Alarms
+from flowlet.runtime.drain import Drain
+from flowlet.runtime.execution import Execution
 from flowlet.runtime.handle import Handle
 from flowlet.runtime.ids import Ids
-from flowlet.runtime.journal import Journal
+from flowlet.runtime.journal import Journal, outlives_process
 from flowlet.runtime.logs import Log
-from flowlet.runtime.tasks import Task, current_task_function, spawn
+from flowlet.runtime.orders import CANCEL, ORDERED, STUCK, Orders, cancelled
+from flowlet.runtime.stored_runs import Find, StoredRuns
+from flowlet.runtime.tasks import Breaker, Task, breaker_class, current_task_function, spawn
 from flowlet.runtime.worker import Worker
 from flowlet.store import Head, New, Store, Stored, Write
 
-Find = Callable[[str, str], RunDefinition | None]
+_MOST_CLAIMS = 20
+"""A run that was taken up so often without a record of progress is parked."""
 
-_PAGE = 500
 _PASSING = (StoreUnavailable, LeaseLost, Conflict)
 """Troubles with the store after which a run may go on here, if it is still ours."""
 
 
-class Runs:
+class Runs(StoredRuns):
     """Executes runs over a store. It is the host of their executions and the source of their handles.
 
     Args:
@@ -56,23 +56,47 @@ class Runs:
         provide: gives the value for a provided parameter's annotation.
     """
 
-    def __init__(self, store: Store, find: Find, provide: Provide, log: Log, lease: float, kinds: Any) -> None:
-        self._store = store
-        self.find = find
+    def __init__(
+        self,
+        store: Store,
+        find: Find,
+        provide: Provide,
+        log: Log,
+        lease: float,
+        kinds: Any,
+        name: str | None = None,
+    ) -> None:
+        super().__init__(store, find)
         self.provide = provide
         self.log = log
         self._lease = lease
-        self._durable = store.capabilities.durable
+        self._durable = outlives_process(store)
         self.max_payload = store.capabilities.max_payload
         self.closing = self.stopping = False
         self.live: dict[str, Execution] = {}
         self._orphans: set[str] = set()
-        self._tasks: set[Task] = set()
+        self.tasks: set[Task] = set()
+        self._drain = Drain(self, store)
+        self.pause = self._drain.pause
         self._ids = Ids()
         self.deadline = 0.0
         self.epoch = 0.0
         self.current_task: Callable[[], object] = _no_task
-        self.worker = Worker(store, lease, log, kinds, self._adopt, self._recover, self._renewed, self._leave_taken)
+        self.worker = Worker(
+            store,
+            lease,
+            name,
+            log,
+            kinds,
+            self._adopt,
+            self._find_orders,
+            self._recover,
+            self._renewed,
+            self._leave_taken,
+        )
+        self.orders = Orders(store, self)
+        self.make_breaker: Callable[[], Breaker] = _no_breaker
+        self._alarms = Alarms(self.now, self._expire, self._alarms_broke)
 
     # -------------------------------------------------------------- opening and closing
     def now(self) -> float:
@@ -93,6 +117,7 @@ class Runs:
         """Measure the store's clock, begin to heartbeat, and take up unfinished runs."""
         self.closing = False
         self.current_task = current_task_function()
+        self.make_breaker = breaker_class()
         await self._set_clock()
         await self.worker.start()
 
@@ -104,32 +129,36 @@ class Runs:
 
     async def close(self, grace: float) -> None:
         """Start no further step, give running ones ``grace`` seconds, then leave the rest to a restart."""
-        self.closing = True
-        await self.worker.stop_looking()
-        async with anyio.create_task_group() as group:
-            group.start_soon(self.worker.keep_lease)
-            with anyio.move_on_after(grace):
-                await self._wait_for_tasks()
-                for execution in list(self.live.values()):  # those that callers execute in their own tasks
-                    await execution.done.wait()
-            group.cancel_scope.cancel()
-        self.stopping = True
-        for task in list(self._tasks):
-            task.cancel()
-        await self._wait_for_tasks()
-        for execution in list(self.live.values()):
-            execution.give_up()
-        await self.worker.stop()
+        self._alarms.stop()
+        await self._drain.run(grace)
+        await self._drain.wait_for_tasks()
 
-    async def _wait_for_tasks(self) -> None:
-        for task in list(self._tasks):
-            await task.done.wait()
+    async def drain(self, grace: float) -> None:
+        """Do the same, but wait for no step that will not end: the process may."""
+        if self.log.active and not self.closing:
+            self.log.info("worker.draining", worker=self.worker.id, runs=len(self.live))
+        await self._drain.run(grace)
+
+    def check_open(self) -> None:
+        """Refuse what would begin a run here while this process leaves its runs.
+
+        A step may still start one: a refusal would be the step's failure, and a shutdown fails nothing.
+
+        Raises:
+            RunError: it does.
+        """
+        if self.closing and run_context.get() is None:
+            raise RunError("this Flowlet is drained and begins no run; leave it and enter it again, or ask another one")
 
     # -------------------------------------------------------------- starting
-    async def start(self, definition: RunDefinition, inputs: tuple[Any, ...], id: str | None) -> Handle[Any]:
+    async def start(
+        self, definition: RunDefinition, inputs: tuple[Any, ...], id: str | None, deadline: float | None = None
+    ) -> Handle[Any]:
         """Start a run in a task of flowlet's own, or find the one that has the id."""
+        if self.closing:
+            self.check_open()
         id = id if id is not None else self.derived_id(definition)
-        created = await self._create(definition, inputs, id)
+        created = await self._create(definition, inputs, id, deadline=deadline)
         if isinstance(created, str):
             return Handle(created, self, definition)
         execution, started, _ = created
@@ -142,14 +171,21 @@ class Runs:
         return None if scope is None else scope.event_key("run", f"{definition.name}()")
 
     async def execute(
-        self, definition: RunDefinition, inputs: tuple[Any, ...], id: str | None, instance: Any = None
+        self,
+        definition: RunDefinition,
+        inputs: tuple[Any, ...],
+        id: str | None,
+        instance: Any = None,
+        deadline: float | None = None,
     ) -> Any:
         """Run a definition in the caller's task, or wait for the run that has the id."""
+        if self.closing:
+            self.check_open()
         created: Any
         if id is None and not self._durable:
-            created = self._create_unseen(definition, inputs, instance)
+            created = self._create_unseen(definition, inputs, instance, deadline)
         else:
-            created = await self._create(definition, inputs, id, instance)
+            created = await self._create(definition, inputs, id, instance, deadline)
             if isinstance(created, str):
                 return await self.result(created, definition)
         execution, started, given = created
@@ -164,7 +200,12 @@ class Runs:
         return definition.starter.decode(value)
 
     async def execute_child(
-        self, definition: RunDefinition, inputs: tuple[Any, ...], id: str, instance: Any = None
+        self,
+        definition: RunDefinition,
+        inputs: tuple[Any, ...],
+        id: str,
+        instance: Any = None,
+        deadline: float | None = None,
     ) -> Any:
         """Execute a run for a step of another; what only holds it up holds up that step, and fails nothing.
 
@@ -174,7 +215,7 @@ class Runs:
         seen = -1
         while True:
             try:
-                return await self.execute(definition, inputs, id, instance)
+                return await self.execute(definition, inputs, id, instance, deadline)
             except IdConflict:
                 raise
             except Exception as error:
@@ -183,6 +224,28 @@ class Runs:
                 if self.closing:
                     raise Suspended from error
             seen = await self._store.watch(seen, 1.0)
+
+    async def halt(self, id: str) -> None:
+        """Have a child run undo what it has done, if it has not ended, and wait for its end.
+
+        Raises:
+            Suspended: this process stops before that.
+        """
+        execution, is_told, seen = self.live.get(id), False, -1
+        if execution is not None:
+            execution.tell(cancelled(id))  # at once: what was cut off with its parent is not to begin anew
+        while await self._is_open(id):
+            if self.closing:
+                raise Suspended
+            try:
+                if not is_told:
+                    await self.orders.cancel(id)
+                    is_told = True
+                seen = await self._store.watch(seen, 1.0)
+            except StoreUnavailable:
+                await self.pause(0.1)
+            except RunError:  # it has ended, or waits for its operator, and so does its parent
+                is_told = True
 
     async def _is_open(self, id: str) -> bool:
         """Tell whether a run exists and has not ended, as far as can be told."""
@@ -193,18 +256,33 @@ class Runs:
         return stored is not None and stored.head.closed is None
 
     def _create_unseen(
-        self, definition: RunDefinition, inputs: tuple[Any, ...], instance: Any
+        self, definition: RunDefinition, inputs: tuple[Any, ...], instance: Any, deadline: float | None
     ) -> tuple[Execution, Started, tuple[Any, ...]]:
         """Create a run whose first append may wait until somebody can see it: new id, no process to survive."""
         id = self._ids.next()
         starter = definition.starter
         data, given = starter.exchange_input(inputs)
-        started = Started(definition.name, definition.version, data, self.now())
+        started = self._started(id, definition, data, deadline)
         journal = self._new_journal(id, definition, started)
-        execution = self.live[id] = Execution(self, definition, journal, instance)
+        return self._begin(Execution(self, definition, journal, instance), started), started, given
+
+    def _begin(self, execution: Execution, started: Started) -> Execution:
+        """Take note of a run that is executed here from its start."""
+        id = execution.journal.id
+        self.live[id] = execution
         if self.log.active:
-            self.log.info("run.started", run_id=id, definition=definition.name)
-        return execution, started, given
+            self.log.info("run.started", run_id=id, definition=started.definition)
+        self._keep_to(execution, started)
+        return execution
+
+    def _keep_to(self, execution: Execution, started: Started) -> None:
+        """Tell a run to unwind at its deadline."""
+        if started.deadline is None:
+            return
+        if started.deadline <= self.now():
+            execution.tell(_expired(execution.journal.id))
+        else:
+            self._alarms.set(execution.journal.id, started.deadline)
 
     def _new_journal(self, id: str, definition: RunDefinition, started: Started) -> Journal:
         """Make the journal of a run that is yet to be created, with its first record."""
@@ -217,11 +295,27 @@ class Runs:
             owner=self.worker.id,
         )
         journal = Journal(self._store, id, 0, 1, write)
-        journal.pending.append(pack(started))
+        record = pack(started)
+        check_size(record, self.max_payload, f"the input of run {id!r}")
+        journal.pending.append(record)
         return journal
 
+    def _started(self, id: str, definition: RunDefinition, data: bytes, deadline: float | None) -> Started:
+        """Make the first record of a run."""
+        now = self.now()
+        if deadline is None and definition.deadline is None:
+            return Started(definition.name, definition.version, data, now)
+        if deadline is None:
+            deadline = now + (definition.deadline or 0.0)
+        return Started(definition.name, definition.version, data, now, deadline=deadline)
+
     async def _create(
-        self, definition: RunDefinition, inputs: tuple[Any, ...], id: str | None, instance: Any = None
+        self,
+        definition: RunDefinition,
+        inputs: tuple[Any, ...],
+        id: str | None,
+        instance: Any = None,
+        deadline: float | None = None,
     ) -> tuple[Execution, Started, tuple[Any, ...]] | str:
         starter = definition.starter
         data, given = starter.exchange_input(inputs)
@@ -229,7 +323,7 @@ class Runs:
         if run_id in self.live:
             await self._check_same(run_id, definition, data)
             return run_id
-        started = Started(definition.name, definition.version, data, self.now())
+        started = self._started(run_id, definition, data, deadline)
         journal = self._new_journal(run_id, definition, started)
         try:
             await journal.commit()
@@ -244,19 +338,16 @@ class Runs:
         if journal.trouble is not None:
             self._orphans.add(run_id)
             raise journal.trouble
-        execution = self.live[run_id] = Execution(self, definition, journal, instance)
-        if self.log.active:
-            self.log.info("run.started", run_id=run_id, definition=definition.name)
-        return execution, started, given
+        return self._begin(Execution(self, definition, journal, instance), started), started, given
 
     async def _check_same(self, id: str, definition: RunDefinition, data: bytes) -> None:
-        stored = await self._load(id, limit=1)
+        stored = await self.load(id, limit=1)
         if stored.head.kind != "run" or stored.head.definition != definition.name:
             raise IdConflict(
                 f"id {id!r} belongs to a {stored.head.kind} of {stored.head.definition!r}, not of {definition.name!r}; "
                 "use another id"
             )
-        first = self._decode(id, 1, stored.records[0])
+        first = self.decode(id, 1, stored.records[0])
         if not isinstance(first, Started) or first.input != data:
             raise IdConflict(f"run {id!r} was started with another input; use another id, or the same input")
 
@@ -271,6 +362,9 @@ class Runs:
                 continue
             execution = Execution(self, definition, Journal(self._store, head.id, head.version, head.fence))
             self.live[head.id] = execution
+            if head.claims >= _MOST_CLAIMS and head.status not in STUCK:
+                self.spawn(functools.partial(execution.give_up_on, head.claims), execution)
+                continue
             if self.log.active:
                 self.log.info("run.resumed", run_id=head.id, definition=head.definition, records=head.version)
             self._spawn_reloaded(execution)
@@ -300,19 +394,20 @@ class Runs:
         """Start a task of flowlet's own for an execution."""
 
         def over(task: Task) -> None:
-            self._tasks.discard(task)
-            execution.abandon()
+            self.tasks.discard(task)
+            if execution.task is task:
+                execution.abandon()
 
-        task = spawn(main, execution.broke, over)
-        self._tasks.add(task)
+        task = execution.task = spawn(main, execution.broke, over)
+        self.tasks.add(task)
         return task
 
     async def reload(self, execution: Execution) -> Sequence[RunRecord] | None:
         """Read a run's journal; None when there is nothing more to do with it here."""
         journal = execution.journal
-        stored = await self._load(journal.id)
+        stored = await self.load(journal.id)
         if stored.head.closed is not None:
-            last = self._decode(journal.id, stored.head.version, stored.records[-1])
+            last = self.decode(journal.id, stored.head.version, stored.records[-1])
             execution.absorb(last)
             return None
         if stored.head.fence != journal.fence:
@@ -320,40 +415,82 @@ class Runs:
         journal.version = stored.head.version
         journal.pending.clear()
         journal.trouble = None
-        return [self._decode(journal.id, n, r) for n, r in enumerate(stored.records, 1)]
+        is_ordered = self._see(execution, stored)
+        records = [self.decode(journal.id, n, r) for n, r in enumerate(stored.records, 1)]
+        if stored.head.status in STUCK and not is_ordered:
+            await execution.put_back(cast("StuckStatus", stored.head.status), records[-1])
+            return None
+        started = records[0]
+        if isinstance(started, Started):
+            self._keep_to(execution, started)
+        return records
+
+    async def look(self, execution: Execution) -> None:
+        """See what signals have come in for a run, and tell it."""
+        self._see(execution, await self.load(execution.journal.id, limit=0))
+
+    def _see(self, execution: Execution, stored: Stored) -> bool:
+        """Tell a run of the orders among its signals; return whether there are any."""
+        execution.journal.inbox = stored.head.inbox
+        execution.journal.marked = stored.head.state == ORDERED
+        if any(signal.topic == CANCEL for signal in stored.signals):
+            execution.tell(cancelled(stored.head.id))
+            return True
+        return False
+
+    async def _find_orders(self) -> None:
+        """See whether somebody, perhaps in another process, has ordered something of what is executed here."""
+        if not self.live or not self._store.capabilities.signals:
+            return
+        after = 0
+        while heads := await self._store.scan(kind="run", state=ORDERED, after=after):
+            for head in heads:
+                execution = self.live.get(head.id)
+                if execution is not None and head.inbox > execution.journal.inbox:
+                    await self.look(execution)
+                elif execution is not None:  # told once more what it knows
+                    execution.journal.marked = True
+            after = heads[-1].order
+
+    def _expire(self, id: str) -> None:
+        execution = self.live.get(id)
+        if execution is not None:
+            execution.tell(_expired(id))
+
+    def _alarms_broke(self, error: BaseException) -> None:
+        self.log.error("worker.broken", worker=self.worker.id, error=repr(error))
+
+    def new_id(self) -> str:
+        """Return an id that nobody has used."""
+        return self._ids.next()
+
+    async def take_up(self, id: str) -> None:
+        """Execute a run here, unless somebody has it already."""
+        if self.closing:
+            return
+        try:
+            claims = await self._store.claim(self.worker.id, ids=(id,))
+        except LeaseLost:  # held up for too long: it is due, and found as soon as this worker has its lease again
+            return
+        await self._adopt(claims.heads)
+
+    async def load(self, id: str, *, after: int = 0, limit: int | None = None) -> Stored:
+        """See `StoredRuns.load`; what only its own code can have asked for is stored before."""
+        execution = self.live.get(id)
+        if execution is not None and execution.journal.create is not None:
+            await execution.show()
+        return await super().load(id, after=after, limit=limit)
 
     def finished(self, execution: Execution) -> None:
         """Forget an execution; one that trouble with the store has stopped is taken up later, if it is still ours."""
         self.live.pop(execution.journal.id, None)
+        self._alarms.drop(execution.journal.id)
+        if self.closing and execution.state == "left":
+            self._drain.note_left(execution.journal.id)
         if execution.state == "left" and isinstance(execution.error, _PASSING):
             self._orphans.add(execution.journal.id)
 
     # -------------------------------------------------------------- for handles
-    async def head(self, id: str) -> Head:
-        """Return a run's head."""
-        head = (await self._load(id, limit=0)).head
-        if head.kind != "run":
-            raise RunNotFound(f"{id!r} is a {head.kind} of {head.definition!r}, not a run")
-        return head
-
-    async def records(self, id: str) -> Sequence[RunRecord]:
-        """Return a run's records."""
-        return [record async for _, record in self.stream(id)]
-
-    async def stream(self, id: str) -> AsyncIterator[tuple[int, RunRecord]]:
-        """Yield a run's records with their numbers, page by page."""
-        after = 0
-        while True:
-            stored = await self._load(id, after=after, limit=_PAGE)
-            for data in stored.records:
-                after += 1
-                yield after, self._decode(id, after, data)
-            if after >= stored.head.version:
-                return
-
-    def definition_of(self, head: Head) -> RunDefinition | None:
-        """Return the definition of a run, if this process knows it."""
-        return self.find(head.definition, head.definition_version)
 
     async def result(self, id: str, definition: RunDefinition | None) -> Any:
         """Wait for a run's end, wherever it is executed."""
@@ -362,17 +499,18 @@ class Runs:
             execution = self.live.get(id)
             if execution is not None:
                 await execution.done.wait()
-                error, value, starter = execution.error, execution.value, execution.definition.starter
+                error, value, state = execution.error, execution.value, execution.state
+                starter = execution.definition.starter
                 del execution  # what is raised from here holds this frame, and must not hold what holds it
                 if value is not None:
                     return starter.decode(value)
                 if error is not None and not isinstance(error, (Conflict, LeaseLost)):
-                    raise error
+                    raise self._left(id) if self.closing and state == "left" else error
             head = await self.head(id)
-            if head.closed is not None or head.status == "parked":
-                return await self._recorded_outcome(head, definition or self.definition_of(head))
+            if head.closed is not None or (head.status in STUCK and head.owner is None and head.wake is None):
+                return await self.recorded_outcome(head, definition or self.definition_of(head))
             if self.closing:
-                raise RunError(f"run {id!r} has not ended; ask again when its Flowlet is entered again")
+                raise self._left(id)
             if head.owner is not None or self.definition_of(head) is not None:
                 nobodys_since = None
             elif nobodys_since is None:
@@ -384,46 +522,19 @@ class Runs:
                 )
             seen = await self._store.watch(seen, min(1.0, self._lease))
 
-    async def resume(self, id: str) -> None:
-        """Let a parked run go on, here."""
-        head = await self.head(id)
-        if head.closed is not None:
-            raise RunFinished(f"run {id!r} has ended as {head.status!r}; start a new one under another id")
-        if head.status != "parked":
-            return
-        await self._store.append((Write(id=id, expect=head.version, status="running", wake=0.0),))
-        claims = await self._store.claim(self.worker.id, ids=(id,))
-        await self._adopt(claims.heads)
+    def _left(self, id: str) -> BaseException:
+        """Return what is told to who waits for a run that goes on elsewhere, or later: a step is as little failed."""
+        if run_context.get() is not None:
+            return Suspended()
+        return RunError(f"run {id!r} goes on when its Flowlet is entered again")
 
-    async def _recorded_outcome(self, head: Head, definition: RunDefinition | None) -> Any:
-        stored = await self._load(head.id, after=head.version - 1)
-        last = self._decode(head.id, head.version, stored.records[-1])
-        if isinstance(last, Parked):
-            raise RunParked(last.reason)
-        if not isinstance(last, Ended):
-            raise DecodeError(f"run {head.id!r} is marked {head.status!r}, but its last record does not say so")
-        if last.value is None:
-            raise ended_error(last)
-        if definition is None:
-            raise FlowletError(
-                f"run {head.id!r} completed, but definition {head.definition!r} version {head.definition_version} is "
-                "not known here: include it, or read the run with report()"
-            )
-        return definition.starter.decode(last.value)
 
-    async def _load(self, id: str, *, after: int = 0, limit: int | None = None) -> Stored:
-        stored = await self._store.load(id, after=after, limit=limit)
-        if stored is None:
-            raise RunNotFound(f"there is no run {id!r} in this store; look at the id and the store's URL")
-        if limit is None and len(stored.records) != stored.head.version - after:
-            raise DecodeError(
-                f"run {id!r} has {stored.head.version} records, but {len(stored.records)} are there behind "
-                f"number {after}: the store is damaged; restore it from a backup"
-            )
-        return stored
+def _expired(id: str) -> RunTimeout:
+    return RunTimeout(f"run {id!r} had not ended at its deadline, and what it had done was undone")
 
-    def _decode(self, id: str, number: int, data: bytes) -> RunRecord:
-        return run_record_codec.decode(data, f"record {number} of run {id!r}")
+
+def _no_breaker() -> Breaker:
+    raise AssertionError("not opened")  # pragma: no cover
 
 
 def _no_task() -> object:

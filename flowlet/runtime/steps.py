@@ -6,24 +6,44 @@ decides about another attempt; this module waits. It knows one step at a time an
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+import contextvars
+from collections.abc import Coroutine, Mapping, Sequence
 from time import perf_counter
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, cast
 
 import anyio
 
 from flowlet.core.codec import pack
 from flowlet.core.current import run_context
-from flowlet.core.engine import StepCall, Suspended
+from flowlet.core.engine import Decided, StepCall, Suspended
 from flowlet.core.failures import Failure, describe_failure
 from flowlet.core.run import Run
 from flowlet.core.run_records import AttemptErred
+from flowlet.core.sizes import ALWAYS_FITS, FRAME, fit, too_large
 from flowlet.core.steps import UNENCODABLE, Provide, digest
-from flowlet.errors import EncodeError, LeaseLost, PayloadTooLarge, StepTimeout
-from flowlet.runtime.journal import Journal
+from flowlet.errors import ConfigError, EncodeError, LeaseLost, RunError, StepTimeout
+from flowlet.runtime.journal import Journal, Perform
 from flowlet.runtime.logs import Log
+from flowlet.runtime.tasks import call_in_thread
 
-Persist: TypeAlias = Callable[[bytes], Awaitable[None]]
+
+class Saver(Protocol):
+    """How a step's records become durable before the step has ended.
+
+    Attributes:
+        stopping: the step was asked to stop, so that what it raises may be what came of that.
+    """
+
+    @property
+    def stopping(self) -> bool: ...
+
+    async def persist(self, record: bytes) -> None:
+        """Make the record of a failed attempt durable."""
+        ...
+
+    async def transact(self, perform: Perform) -> None:
+        """Commit what a transactional step does on the store's connection, together with its record."""
+        ...
 
 
 class Host(Protocol):
@@ -44,6 +64,17 @@ class Host(Protocol):
     max_payload: int | None
     provide: Provide
 
+    async def pause(self, seconds: float) -> None:
+        """Wait between two attempts, but not once the process wants to stop."""
+        ...
+
+
+class _Ordered(Protocol):
+    """An engine, as far as it is asked here why its run is to unwind."""
+
+    @property
+    def ordered(self) -> Exception | None: ...
+
 
 class StepRunner:
     """Executes the steps of one run.
@@ -53,6 +84,7 @@ class StepRunner:
     """
 
     __slots__ = ("_definition", "_failure", "_host", "_journal", "now")
+    stopping = False
 
     def __init__(self, journal: Journal, host: Host, definition: str, now: float) -> None:
         self._journal = journal
@@ -66,37 +98,75 @@ class StepRunner:
         start: int,
         call: StepCall,
         past: Sequence[AttemptErred],
-        persist: Persist,
+        saver: Saver | None = None,
         records: list[bytes] | None = None,
     ) -> bytes:
         """Execute a step with its retries and timeout.
 
         Args:
             past: the attempts that are on record.
-            persist: makes the record of a failed attempt durable.
+            saver: makes records durable, by default in the interpreter's own task.
             records: takes the step's last record, instead of the journal.
         """
-        attempt, began = await self._past_attempts(past)
+        if len(call.input) > ALWAYS_FITS:
+            self._check_input(start, call, records)
+        attempt, began = await self._past_attempts(call, past)
         call.begin(attempt)
-        token = run_context.set(call)
         attempt_began = perf_counter()
         try:
-            result = await self._invoke(call)
+            result = await self._once(start, call, attempt_began, saver or self)
         except Exception as error:
-            run_context.reset(token)
-            return await self.fail(start, call, began, attempt_began, error, persist, records)
-        except BaseException:
-            run_context.reset(token)
-            raise
-        run_context.reset(token)
+            return await self.fail(start, call, began, attempt_began, error, saver, records)
+        if call.definition.transactional:
+            return bytes(result)
         return self.record_value(start, call, attempt_began, result, records)
 
-    async def _past_attempts(self, past: Sequence[AttemptErred]) -> tuple[int, float]:
+    def _check_input(self, start: int, call: StepCall, records: list[bytes] | None) -> None:
+        """Let a step fail before its effect if its record would have no room for what undoing it needs.
+
+        Raises:
+            PayloadTooLarge: it has not; that is recorded.
+        """
+        limit, size = self._host.max_payload, len(call.input) + len(call.key) + FRAME
+        if limit is not None and size > limit and call.definition.compensation is not None:
+            problem = too_large(size, limit, f"the input of step {call.key!r}, which is kept for its compensation,")
+            self.record_error(start, call, 0.0, problem, records)
+            raise problem
+
+    async def _once(self, start: int, call: StepCall, began: float, saver: Saver) -> Any:
+        """Make one attempt; return what the user's function did, of a transactional step encoded."""
+        token = run_context.set(call)
+        try:
+            if call.definition.transactional:
+                return await self._transact(start, call, began, saver)
+            return await self._invoke(call)
+        finally:
+            run_context.reset(token)
+
+    async def _transact(self, start: int, call: StepCall, began: float, saver: Saver) -> bytes:
+        """Make an attempt inside of the append that stores its record."""
+        transaction = Transaction(self, start, call, began, self._offered(call))
+        await saver.transact(transaction)
+        return transaction.value
+
+    def _offered(self, call: StepCall) -> dict[str, Any]:
+        """Return what there is for provided parameters, and for the others why there is nothing."""
+        offered: dict[str, Any] = {}
+        for parameter in call.definition.providers:
+            if parameter.annotation is not Run:
+                try:
+                    offered[parameter.name] = self._host.provide(parameter.annotation)
+                except ConfigError as error:
+                    offered[parameter.name] = error
+        return offered
+
+    async def _past_attempts(self, call: StepCall, past: Sequence[AttemptErred]) -> tuple[int, float]:
         """Go on where the recorded attempts ended: the next number, after the rest of the drawn delay."""
         if not past:
-            return 1, perf_counter()
+            return call.spent + 1, perf_counter()
         first, last = past[0], past[-1]
-        await anyio.sleep(max(0.0, last.at + last.delay - self.tick()))
+        call.doubtful |= any(_timed_out(a) for a in past)
+        await self._host.pause(last.at + last.delay - self.tick())
         self.check_leave()
         return last.attempt + 1, first.at - first.seconds - self._host.epoch
 
@@ -117,15 +187,17 @@ class StepRunner:
         definition = call.definition
         provided = self._provided(call) if definition.providers else None
         limit = definition.timeout
-        if limit is None and definition.is_async:
-            return await definition.call(call.owner, call.args, provided)
-        with anyio.move_on_after(limit) as scope:
-            if definition.is_async:
-                return await definition.call(call.owner, call.args, provided)
-            return await anyio.to_thread.run_sync(
-                definition.call, call.owner, call.args, provided, abandon_on_cancel=limit is not None
+        if not definition.is_async:
+            done, result = await call_in_thread(
+                lambda: definition.call(call.owner, call.args, provided), limit, lambda: self._host.stopping
             )
-        assert scope.cancelled_caught
+            if done:
+                return result
+        elif limit is None:
+            return await definition.call(call.owner, call.args, provided)
+        else:
+            with anyio.move_on_after(limit):
+                return await definition.call(call.owner, call.args, provided)
         raise StepTimeout(f"step {call.key!r} did not end within {limit} s; give it more with timeout=")
 
     def _provided(self, call: StepCall) -> dict[str, Any]:
@@ -141,44 +213,53 @@ class StepRunner:
         began: float,
         attempt_began: float,
         error: Exception,
-        persist: Persist,
+        saver: Saver | None = None,
         records: list[bytes] | None = None,
     ) -> bytes:
         """Decide what follows a failed attempt: another one, or the step's failure.
 
         Args:
             began: when the first attempt began.
-            persist: makes the record of a failed attempt durable.
+            saver: as in `attempt`.
+
+        Raises:
+            Decided: it was to stop, so that nobody knows what its error says; no record is made of it.
         """
+        saver = saver or self
         while True:
             if self._host.stopping:
                 raise Suspended from error
+            order = cast("_Ordered", call.engine).ordered
+            if (order is not None or saver.stopping) and not call.definition.at_most_once:  # which nothing cuts off
+                raise Decided(order or error) from error
             ended = perf_counter()
             delay = None
             if call.definition.retry is not None:
                 from flowlet.runtime.retrying import next_delay
 
                 try:
-                    delay = next_delay(call.definition.retry, call.attempt, error, ended - began)
+                    delay = next_delay(call.definition.retry, call.attempt - call.spent, error, ended - began)
                 except Exception as broken:  # a stop, wait or retry of the user's own
                     error = broken
+            if isinstance(error, StepTimeout):
+                call.doubtful = True
             if delay is None:
                 self.record_error(start, call, ended - attempt_began, error, records)
                 raise error
-            await persist(self._pack("a", start, call, ended - attempt_began, delay, describe_failure(error)))
+            failure = fit(describe_failure(error), self._host.max_payload, len(call.key))
+            await saver.persist(self._pack("a", start, call, ended - attempt_began, delay, failure))
             self._log_retry(call, delay, error)
-            await anyio.sleep(delay)
+            await self._host.pause(delay)
             self.check_leave()
             call.begin(call.attempt + 1)
             attempt_began = perf_counter()
-            token = run_context.set(call)
             try:
-                result = await self._invoke(call)
+                result = await self._once(start, call, attempt_began, saver)
             except Exception as again:
                 error = again
                 continue
-            finally:
-                run_context.reset(token)
+            if call.definition.transactional:
+                return bytes(result)
             return self.record_value(start, call, attempt_began, result, records)
 
     def _log_retry(self, call: StepCall, delay: float, error: Exception) -> None:
@@ -199,10 +280,23 @@ class StepRunner:
         self._journal.pending.append(record)
         await self._journal.commit()
 
+    async def transact(self, perform: Perform) -> None:
+        """Commit a transactional step from the interpreter's own task."""
+        await self._journal.commit_with(perform)
+
     def record_value(
-        self, start: int, call: StepCall, began: float, result: Any, records: list[bytes] | None = None
+        self,
+        start: int,
+        call: StepCall,
+        began: float,
+        result: Any,
+        records: list[bytes] | None = None,
+        at: float | None = None,
     ) -> bytes:
         """Record what a step returned; return it encoded.
+
+        Args:
+            at: the time of the record, if it is not now.
 
         Raises:
             EncodeError, PayloadTooLarge: it cannot be stored, so the step has failed.
@@ -211,30 +305,31 @@ class StepRunner:
             value = pack(result)
         except UNENCODABLE as error:
             if call.definition.result.type is Any:  # a compensation, whose result nobody reads
-                return self.record_value(start, call, began, None, records)
+                return self.record_value(start, call, began, None, records, at)
             problem: Exception = EncodeError(
                 f"the result of step {call.key!r} cannot be stored: {error}; return msgspec types (Struct, "
                 "dataclass, datetime, list ...)"
             )
             problem.__cause__ = error
         else:
+            ended = perf_counter()
+            if at is None:
+                self.now = at = self._host.epoch + ended
+            data = call.input
+            seen = data if len(data) <= 32 else digest(data)
+            kept = None if call.definition.compensation is None else data
+            # The shape of StepEnded, as a tuple: it is the one record that every step pays for.
+            record = pack(("s", start, call.key, seen, call.attempt, at, ended - began, value, kept))
             limit = self._host.max_payload
-            if limit is None or len(value) <= limit:
+            if limit is None or len(record) <= limit:
                 call.result = result
                 call.here = True
-                ended = perf_counter()
-                self.now = at = self._host.epoch + ended
-                data = call.input
-                seen = data if len(data) <= 32 else digest(data)
-                kept = None if call.definition.compensation is None else data
-                # The shape of StepEnded, as a tuple: it is the one record that every step pays for.
-                record = pack(("s", start, call.key, seen, call.attempt, at, ended - began, value, kept))
                 (self._journal.pending if records is None else records).append(record)
                 return value
-            problem = PayloadTooLarge(
-                f"the result of step {call.key!r} has {len(value)} bytes, the store takes {limit}; keep it elsewhere "
-                "and return a reference"
-            )
+            if call.definition.result.type is Any and result is not None:
+                return self.record_value(start, call, began, None, records, at)
+            beside = "" if kept is None else ", with its input, which is kept for its compensation,"
+            problem = too_large(len(record), limit, f"the result of step {call.key!r}{beside}")
         self.record_error(start, call, perf_counter() - began, problem, records)
         raise problem
 
@@ -242,24 +337,139 @@ class StepRunner:
         self, start: int, call: StepCall, seconds: float, error: Exception, records: list[bytes] | None
     ) -> None:
         """Record the failure of a step."""
-        record = self._pack("e", start, call, seconds, self.describe(error, call))
+        record = self._pack("e", start, call, seconds, self.describe(error, call), call.doubtful)
         (self._journal.pending if records is None else records).append(record)
 
     def describe(self, error: Exception, call: StepCall | None = None) -> Failure:
         """Describe a failure, once: a step's error is recorded as the step's, the decision's and the run's."""
         if self._failure is None or self._failure[0] is not error:
             step, attempts = ("", 1) if call is None else (call.key, call.attempt)
-            self._failure = (error, describe_failure(error, step, attempts))
+            failure = describe_failure(error, step, attempts)
+            self._failure = (error, fit(failure, self._host.max_payload, len(step)))
         return self._failure[1]
 
     def _pack(self, tag: str, start: int, call: StepCall, *rest: Any) -> bytes:
         return pack((tag, start, call.key, digest(call.input), call.attempt, self.tick(), *rest))
 
-    def pack_stopped(self, start: int, call: StepCall) -> bytes:
+    def pack_stopped(self, start: int, call: StepCall, begun: bool) -> bytes:
         """Return the record of a step that was cancelled."""
-        return pack(("c", start, call.key, digest(call.input), self.tick()))
+        return pack(("c", start, call.key, digest(call.input), self.tick(), begun))
+
+    def pack_began(self, start: int, call: StepCall) -> bytes:
+        """Return the record that an attempt is about to begin."""
+        return self._pack("b", start, call)
 
     def tick(self) -> float:
         """Read the store's clock for a record."""
         self.now = now = self._host.epoch + perf_counter()
         return now
+
+
+class Transaction:
+    """One attempt of a transactional step, for the store to make on its connection.
+
+    Args:
+        offered: see `call_within`.
+
+    Attributes:
+        value: what the step has returned, encoded.
+    """
+
+    def __init__(
+        self, runner: StepRunner, start: int, call: StepCall, began: float, offered: Mapping[str, Any]
+    ) -> None:
+        self._runner = runner
+        self._start = start
+        self._call = call
+        self._began = began
+        self._offered = offered
+        self._context = contextvars.copy_context()  # the store may call from a thread of its own
+        # Not when it has returned: what ends meanwhile is recorded behind it, and must not be older.
+        self._at = runner.tick()
+        self.value = b""
+
+    def __call__(self, connection: object, /) -> bytes:
+        """Make it and return its record. A store whose transaction was lost may call again."""
+        self._call.begin(self._call.attempt)
+        return self._record(self._context.copy().run(self._make_at_once, connection))
+
+    async def awaited(self, connection: object, /) -> bytes:
+        """Do the same for a store that awaits it on the event loop: the step may wait for what its connection does."""
+        call = self._call
+        call.begin(call.attempt)
+        token = run_context.set(call)  # it may run in the task of the run and not of the step
+        try:
+            result = call_within(call, connection, self._offered)
+            if call.definition.is_async:
+                result = await result
+        finally:
+            run_context.reset(token)
+        return self._record(result)
+
+    def _make_at_once(self, connection: object) -> Any:
+        result = call_within(self._call, connection, self._offered)
+        definition = self._call.definition
+        return _finish_at_once(result, definition.name) if definition.is_async else result
+
+    def _record(self, result: Any) -> bytes:
+        records: list[bytes] = []
+        self.value = self._runner.record_value(self._start, self._call, self._began, result, records, self._at)
+        return records[-1]
+
+
+def call_within(call: StepCall, connection: object, offered: Mapping[str, Any]) -> Any:
+    """Call a transactional step with the connection of the transaction that it is part of.
+
+    Args:
+        offered: the values of its other provided parameters, or the errors that say why there is none.
+
+    Returns:
+        What its function returns: a coroutine, where it is a coroutine function.
+
+    Raises:
+        ConfigError: it takes a connection of another kind.
+    """
+    definition = call.definition
+    kinds = type(connection).__mro__[:-1]  # by name and not by shape: a connection fits many a protocol
+    wanted = {p.name for p in definition.providers if p.annotation in kinds}
+    if not wanted:
+        kind = type(connection)
+        raise ConfigError(
+            f"this store gives transactional steps a {kind.__module__}.{kind.__qualname__}, and step "
+            f"{definition.name!r} takes none: annotate a parameter with it, as in `connection: ... = provided`"
+        )
+    provided: dict[str, Any] = {}
+    for parameter in definition.providers:
+        value = connection if parameter.name in wanted else offered.get(parameter.name)
+        if isinstance(value, ConfigError) and parameter.name not in wanted:
+            raise value
+        provided[parameter.name] = call.run() if parameter.annotation is Run else value
+    return definition.call(call.owner, call.args, provided)
+
+
+def _finish_at_once(coroutine: Coroutine[Any, Any, Any], step: str) -> Any:
+    """Run a coroutine that must not wait; there may be no event loop where it runs."""
+    advice = f"transactional step {step!r} waits for something while its transaction is open; do that in a step before"
+    try:
+        coroutine.send(None)
+    except StopIteration as stop:
+        return stop.value
+    except (RuntimeError, AttributeError) as error:
+        if _misses_a_loop(error):
+            raise RunError(advice) from error
+        raise
+    coroutine.close()
+    raise RunError(advice)
+
+
+def _misses_a_loop(error: Exception) -> bool:
+    """Tell whether a library for waiting has raised it, since no event loop runs in this thread."""
+    traceback = error.__traceback__
+    while traceback is not None and traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    module = "" if traceback is None else str(traceback.tb_frame.f_globals.get("__name__", ""))
+    return module.partition(".")[0] in ("asyncio", "anyio", "sniffio", "trio")
+
+
+def _timed_out(attempt: AttemptErred) -> bool:
+    return attempt.error.type == f"{StepTimeout.__module__}:{StepTimeout.__qualname__}"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
 import anyio
 import anyio.lowlevel
@@ -18,6 +18,8 @@ from flowlet.core.current import machine_context, run_context
 
 if TYPE_CHECKING:
     import asyncio  # imported where it is used: a third of the time of `import flowlet`
+
+T = TypeVar("T")
 
 
 def on_trio() -> bool:
@@ -114,6 +116,137 @@ def current_task_function() -> Callable[[], object]:
     tasks: Any = asyncio.tasks._current_tasks  # type: ignore[attr-defined]
     loop = asyncio.get_running_loop()
     return lambda: tasks.get(loop)
+
+
+class Breaker(Protocol):
+    """A piece of the running task that can be cut short from outside, and nothing around it.
+
+    Used with ``with``; what was cut ends there, and the task goes on behind it, once `absorb` has been awaited.
+
+    Attributes:
+        is_cut: it was.
+    """
+
+    is_cut: bool
+
+    def __enter__(self) -> Self: ...
+    def __exit__(self, t: Any, error: BaseException | None, tb: Any, /) -> bool: ...
+
+    def cut(self) -> None:
+        """Cancel what the task does inside."""
+        ...
+
+    async def absorb(self) -> None:
+        """See to it, after the end of a cut one, that what was not felt inside is not felt later.
+
+        A cancellation of the task itself that came together with the cut is raised here.
+        """
+        ...
+
+
+def breaker_class() -> Callable[[], Breaker]:
+    """Return what makes a `Breaker` on the running event loop."""
+    return _TrioBreaker if on_trio() else _AsyncioBreaker
+
+
+class _AsyncioBreaker:
+    """Cancels the task itself and takes that back: a scope would cost every run, a cut one in a thousand."""
+
+    __slots__ = ("_before", "_task", "is_cut")
+
+    def __enter__(self) -> Self:
+        import asyncio
+
+        task = asyncio.current_task()
+        assert task is not None
+        self._task = task
+        self._before = task.cancelling()
+        self.is_cut = False
+        return self
+
+    def cut(self) -> None:
+        if not self.is_cut:
+            self.is_cut = True
+            self._task.cancel()
+
+    def __exit__(self, t: Any, error: BaseException | None, tb: Any, /) -> bool:
+        if not self.is_cut:
+            return False
+        self._task.uncancel()
+        import asyncio
+
+        # Whoever else wants the task to stop is heard in `absorb`: of two cancellations at once, one is delivered.
+        return isinstance(error, asyncio.CancelledError)
+
+    async def absorb(self) -> None:
+        import asyncio
+
+        try:
+            await asyncio.sleep(0)  # here a scope around it delivers its own, with its own words
+        except asyncio.CancelledError:
+            if self._task.cancelling() > self._before:
+                raise
+        if self._task.cancelling() > self._before:
+            raise asyncio.CancelledError
+
+
+class _TrioBreaker:
+    __slots__ = ("_scope", "is_cut")
+
+    def __enter__(self) -> Self:
+        import trio
+
+        self.is_cut = False
+        self._scope = trio.CancelScope()
+        self._scope.__enter__()
+        return self
+
+    def cut(self) -> None:
+        self.is_cut = True
+        self._scope.cancel()
+
+    def __exit__(self, t: Any, error: BaseException | None, tb: Any, /) -> bool:
+        return bool(self._scope.__exit__(t, error, tb))
+
+    async def absorb(self) -> None:
+        """Do nothing: a scope that has ended is not felt."""
+
+
+async def call_in_thread(
+    function: Callable[[], T], limit: float | None, is_leaving: Callable[[], bool]
+) -> tuple[bool, T | None]:
+    """Call a plain function in a worker thread and see it end: a thread cannot be stopped, so what it does counts.
+
+    A cancellation is felt behind it.
+
+    Args:
+        limit: seconds after which it is left behind all the same.
+        is_leaving: tells whether a cancellation leaves it behind, too.
+
+    Returns:
+        Whether it has ended, and what it returned.
+    """
+    with anyio.CancelScope(shield=True), anyio.move_on_after(limit) as scope:
+        if on_trio():
+            return True, await anyio.to_thread.run_sync(function, abandon_on_cancel=True)
+        import asyncio
+
+        call = asyncio.ensure_future(anyio.to_thread.run_sync(function, abandon_on_cancel=True))
+        is_cancelled = False
+        while not call.done():
+            try:
+                await asyncio.wait((call,))
+            except asyncio.CancelledError:  # a task of asyncio is cancelled through any shield
+                if scope.cancel_called or is_leaving():
+                    call.cancel()
+                    raise
+                is_cancelled = True
+        task = asyncio.current_task()
+        if is_cancelled and task is not None:
+            task.cancel()
+            task.uncancel()  # it was counted when it came
+        return True, call.result()
+    return False, None
 
 
 def loop_token() -> object:

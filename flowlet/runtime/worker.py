@@ -16,7 +16,7 @@ import anyio
 from flowlet.errors import LeaseLost, StoreError
 from flowlet.runtime.logs import Log
 from flowlet.runtime.presence import Presence, new_worker_id
-from flowlet.runtime.tasks import Task, spawn
+from flowlet.runtime.tasks import Latch, Task, spawn
 from flowlet.store import Head, Store
 
 _LEAST_PAUSE = 0.05
@@ -25,6 +25,13 @@ _LEAST_PAUSE = 0.05
 _PEERS_EVERY = 0.25
 """Seconds between two looks at whether the peers of this host live."""
 
+_LOOKED_FOR = 0.1
+"""The part of a lease in which a live worker looks for peers elsewhere whose heartbeats no longer count. They count
+for the rest of it, so that a dead worker is noticed within one lease."""
+
+_CLAIM_PATIENCE = 2.0
+"""Seconds for which leaving waits for a claim that is under way; a store may hang."""
+
 Adopt = Callable[[Sequence[Head]], Awaitable[None]]
 
 
@@ -32,9 +39,11 @@ class Worker:
     """Keeps the lease of one `Flowlet` and claims runs for it.
 
     Args:
-        lease: seconds for which a heartbeat counts.
+        lease: seconds after its last heartbeat within which the others notice that it is dead.
+        name: a part of the identity, for people.
         definitions: tells what this process can run, as (kind, name, version).
         adopt: takes over what was claimed.
+        find_orders: looks whether somebody has ordered something of what is executed here.
         recovered: called after each heartbeat that worked.
         renewed: told the local time, of ``perf_counter``, up to which the leases surely hold.
         lapsed: called before that when the lease had run out, so that others may have taken what was held.
@@ -47,27 +56,33 @@ class Worker:
         self,
         store: Store,
         lease: float,
+        name: str | None,
         log: Log,
         definitions: Callable[[], Sequence[tuple[str, str, str]]],
         adopt: Adopt,
+        find_orders: Callable[[], Awaitable[None]],
         recovered: Callable[[], Awaitable[None]],
         renewed: Callable[[float], None],
         lapsed: Callable[[], Awaitable[None]],
     ) -> None:
         self._store = store
         self._lease = lease
+        self._counts = lease * (1 - _LOOKED_FOR)
         self._log = log
         self._definitions = definitions
         self._adopt = adopt
+        self._find_orders = find_orders
         self._recovered = recovered
         self._renewed = renewed
         self._lapsed = lapsed
         self._deadline = float("inf")
         self._peers: Sequence[str] = ()
-        self.id = new_worker_id()
+        self.id = new_worker_id(name)
         self._presence = Presence(self.id)
         self._wake: float | None = None
         self._task: Task | None = None
+        self._leaving = False
+        self._claiming: Latch | None = None
 
     async def start(self) -> None:
         """Say that this worker lives, take up what nobody runs, then go on doing both."""
@@ -82,6 +97,10 @@ class Worker:
 
     async def stop_looking(self) -> None:
         """Claim nothing more."""
+        self._leaving = True
+        if self._claiming is not None:  # cut off, it would leave what it takes owned, and nobody working on it
+            with anyio.move_on_after(_CLAIM_PATIENCE):
+                await self._claiming.wait()
         if self._task is not None:
             self._task.cancel()
             await self._task.done.wait()
@@ -108,10 +127,10 @@ class Worker:
     async def beat(self) -> None:
         """Renew the lease now, and give back what dead peers of this host held."""
         before = perf_counter()
-        self._peers = await self._store.heartbeat(self.id, self._lease)
+        self._peers = await self._store.heartbeat(self.id, self._counts)
         if perf_counter() > self._deadline:
             await self._lapsed()
-        self._deadline = before + self._lease
+        self._deadline = before + self._counts
         self._renewed(self._deadline)
         await self._release_dead()
 
@@ -122,13 +141,28 @@ class Worker:
         for peer in dead:
             self._log.warning("worker.dead", worker=peer)
             await self._store.release(peer)
+            self._presence.forget(peer)  # not before: if this process dies now, the next one has to see it as well
         return bool(dead)
 
     async def _look(self) -> None:
-        claims = await self._store.claim(self.id, definitions=self._definitions())
-        self._wake = claims.wake
-        if claims.heads:
-            await self._adopt(claims.heads)
+        if self._leaving:
+            return
+        self._claiming = claiming = Latch()
+        try:
+            claims = await self._store.claim(self.id, definitions=self._definitions())
+            self._wake = claims.wake
+            if claims.heads:
+                await self._take_up(claims.heads)
+            await self._find_orders()
+        finally:
+            self._claiming = None
+            claiming.set()
+
+    async def _take_up(self, heads: Sequence[Head]) -> None:
+        if self._leaving:  # meanwhile
+            await self._store.release(self.id, [head.id for head in heads])
+        else:
+            await self._adopt(heads)
 
     async def _main(self) -> None:
         seen = -1
@@ -152,16 +186,19 @@ class Worker:
 
     async def _watch(self, seen: int, next_beat: float) -> int:
         """Wait for a change in the store, the death of a peer, or something that falls due."""
+        latest = perf_counter() + await self._patience(next_beat)
         while True:
-            patience = await self._patience(next_beat)
-            brief = min(patience, _PEERS_EVERY) if self._peers else patience
+            left = max(0.0, latest - perf_counter())
+            brief = min(left, _PEERS_EVERY) if self._peers else left
             count = await self._store.watch(seen, brief)
-            if count != seen or brief == patience or await self._release_dead():
+            if count != seen or brief == left or await self._release_dead():
                 return count
 
     async def _patience(self, next_beat: float) -> float:
-        """Return the seconds until the next heartbeat, or until something falls due before it."""
+        """Return the seconds until the next heartbeat, or until something may be due before it."""
         left = max(0.0, next_beat - perf_counter())
+        if any(not self._presence.sees(peer) for peer in self._peers):  # only its lease tells when it has died
+            left = min(left, self._lease * _LOOKED_FOR)
         if self._wake is None:
             return left
         return min(left, max(0.0, self._wake - await self._store.now()))

@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 
 __all__ = ["open_store"]
 
-_FORMS = "'memory://', 'sqlite:///relative.db' and 'sqlite:////absolute.db', the schemes there are so far"
+_FORMS = (
+    "'memory://', 'sqlite:///relative.db', 'sqlite:////absolute.db', 'postgresql://host/db' and "
+    "'redis://host:6379/0', the schemes there are so far"
+)
 _DURABILITY = {"power": "FULL", "process": "NORMAL"}
 
 
@@ -29,6 +32,11 @@ def open_store(url: str) -> Store:
       ``?durability=process`` an acknowledged append survives the end of the process but perhaps not
       the loss of power; the default, ``?durability=power``, survives both. Write a ``?`` or ``%`` of
       the path as ``%3F`` and ``%25``.
+    - ``postgresql://user:password@host:port/database?schema=flowlet``, ``postgres://...``:
+      `flowlet.stores.postgres.PostgresStore`; what the URL leaves out comes from ``PGHOST``, ``PGPASSWORD`` and so on.
+    - ``redis://user:password@host:port/0?prefix=flowlet``, ``rediss://...`` with TLS,
+      ``unix:///path/of/socket?db=0``: `flowlet.stores.redis.RedisStore`. With ``?durability=power`` the server must
+      bring each append to its disk, with ``second`` it may lose a second of them; see there.
 
     Args:
         url: scheme, path and options as above.
@@ -46,6 +54,14 @@ def open_store(url: str) -> Store:
         return _memory(path, query)
     if separator and scheme == "sqlite":
         return _sqlite(path, query)
+    if separator and scheme in ("postgresql", "postgres"):
+        from flowlet.stores.postgres import PostgresStore
+
+        return PostgresStore(url)
+    if separator and scheme in ("redis", "rediss", "unix"):
+        from flowlet.stores.redis import RedisStore
+
+        return RedisStore(url)
     raise ConfigError(f"no store has the URL {_without_password(url)!r}; the known forms are {_FORMS}")
 
 

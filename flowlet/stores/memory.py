@@ -15,7 +15,7 @@ import anyio.lowlevel
 
 from flowlet.store import UNCHANGED, Capabilities, Claims, Head, New, Signal, Stored, Work, Write
 from flowlet.stores.bell import Bell
-from flowlet.stores.refusal import malformed, refusal, worker_unknown
+from flowlet.stores.refusal import malformed, refusal, worker_unknown, written
 
 __all__ = ["MemoryStore"]
 
@@ -125,7 +125,7 @@ class MemoryStore:
         # What a claim, a release and a prune look for, so that none of them reads everything.
         self._wakeful: dict[str, _Entity] = {}
         self._owned: dict[str, dict[str, _Entity]] = {}
-        self._ended: dict[str, _Entity] = {}
+        self._ended: list[tuple[float, int, str]] = []  # a heap, oldest first
         self._workers: dict[str, float] = {}
         self._bell = Bell()
 
@@ -134,7 +134,7 @@ class MemoryStore:
         """Store all writes or none of them; see `flowlet.store.Store.append`. Never suspends."""
         if work is not None:
             self._check(writes)
-            writes = [*writes, *work(self)]
+            writes = [*writes, *written(work(self))]
         if len(writes) == 1:
             write = writes[0]
             entity = self._entities.get(write.id)
@@ -211,7 +211,7 @@ class MemoryStore:
         ends = write.close and entity.closed is None
         if ends:
             entity.closed = now
-            self._ended[entity.id] = entity
+            heapq.heappush(self._ended, (now, entity.order, entity.id))
         if entity.closed is not None:
             entity.wake = None
         self._index_wake(entity)
@@ -330,12 +330,13 @@ class MemoryStore:
 
     async def prune(self, *, closed_before: float, limit: int = 1000) -> int:
         """Delete at most ``limit`` entities closed before this time, oldest first; return how many."""
-        ended = [(e.closed, e.order, e.id) for e in self._ended.values() if e.closed is not None]
-        oldest = heapq.nsmallest(limit, (entry for entry in ended if entry[0] < closed_before))
-        for _, order, id in oldest:
+        count, ended = 0, self._ended
+        while count < limit and ended and ended[0][0] < closed_before:
+            _, order, id = heapq.heappop(ended)
             self._own(self._entities.pop(id), None)
-            del self._by_order[order], self._ended[id]
-        return len(oldest)
+            del self._by_order[order]
+            count += 1
+        return count
 
     async def close(self) -> None:
         """Wake those who watch; the data stays."""

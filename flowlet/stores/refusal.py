@@ -6,13 +6,14 @@ for the same reasons, in the same order and in the same words.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Awaitable, Sequence
 from typing import Protocol
 
 from flowlet.errors import Conflict, FlowletError, LeaseLost, PayloadTooLarge, RunFinished, RunNotFound, StoreError
 from flowlet.store import UNCHANGED, Write
 
-__all__ = ["Facts", "malformed", "refusal", "size_of", "worker_unknown"]
+__all__ = ["Facts", "malformed", "refusal", "size_of", "worker_unknown", "written"]
 
 
 class Facts(Protocol):
@@ -37,16 +38,17 @@ def refusal(write: Write, found: Facts | None) -> FlowletError | None:
     if write.create is not None:
         return None if found is None else Conflict(0, found.version, write.id)
     if found is None:
-        return RunNotFound(f"nothing with the id {write.id!r} is in this store: it was never started, or was pruned")
+        text = f"nothing with the id {write.id!r} is in this store: it was never started, or was pruned"
+        return RunNotFound(text, write.id)
     if write.fence is not None and write.fence != found.fence:
         text = f"the lease on {write.id!r} was lost (its fence is {found.fence}, not {write.fence})"
-        return LeaseLost(f"{text}; leave it to its owner")
+        return LeaseLost(f"{text}; leave it to its owner", write.id)
     if write.expect is not None and write.expect != found.version:
         return Conflict(write.expect, found.version, write.id)
     if write.inbox is not None and found.inbox > write.inbox:
         return _inbox_moved(write, found)
     if write.signals and found.closed is not None:
-        return RunFinished(f"{write.id!r} has ended, so it takes no more signals")
+        return RunFinished(f"{write.id!r} has ended, so it takes no more signals", write.id)
     return None
 
 
@@ -62,11 +64,13 @@ def malformed(writes: Sequence[Write], largest: int | None = None) -> FlowletErr
     for write in writes:
         if write.create is not None and write.expect != 0:
             return StoreError(f"the write to {write.id!r} creates it but expects version {write.expect!r}; expect 0")
+        if write.create is not None and not write.records:
+            return StoreError(f"the write to {write.id!r} creates it without a record; its versions begin at 1")
         if write.expect is None and write.records:
             return StoreError(f"the write to {write.id!r} has records but expects no version; say which it follows")
         if largest is not None and size_of(write) > largest and (size := _largest(write)) > largest:
             text = f"a value of {size:,} bytes for {write.id!r} is more than the {largest:,} that this store takes"
-            return PayloadTooLarge(f"{text}; store it elsewhere and keep a reference")
+            return PayloadTooLarge(f"{text}; store it elsewhere and keep a reference", size, largest)
     return None
 
 
@@ -78,6 +82,19 @@ def size_of(write: Write) -> int:
     for signal in write.signals:
         size += len(signal.payload)
     return size if write.snapshot is UNCHANGED else size + len(write.snapshot)
+
+
+def written(made: Sequence[Write] | Awaitable[Sequence[Write]]) -> Sequence[Write]:
+    """Return the writes that work has made, for a store that awaits none.
+
+    Raises:
+        StoreError: it has to be awaited.
+    """
+    if isinstance(made, Awaitable):
+        if inspect.iscoroutine(made):
+            made.close()
+        raise StoreError("the store has capabilities.async_work=False: `work` must return its writes, not an awaitable")
+    return made
 
 
 def worker_unknown(worker: str) -> LeaseLost:

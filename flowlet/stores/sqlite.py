@@ -13,17 +13,19 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
+import anyio
 from anyio import to_thread
 
 from flowlet.errors import ConfigError, StoreError
 from flowlet.store import Capabilities, Claims, Head, Stored, Work, Write
 from flowlet.stores import sqlite_leases, sqlite_reads
 from flowlet.stores.bell import Bell
+from flowlet.stores.port import port_here
 from flowlet.stores.refusal import malformed
-from flowlet.stores.sqlite_port import port_here
+from flowlet.stores.sqlite_prune import Pruned
 from flowlet.stores.sqlite_readers import Readers
 from flowlet.stores.sqlite_turn import Turn
-from flowlet.stores.sqlite_work import Append, Job, Open, Request, Stop
+from flowlet.stores.sqlite_work import Append, Job, Open, Prune, Request, Stop
 from flowlet.stores.sqlite_writer import Writer
 
 __all__ = ["SQLiteStore"]
@@ -227,17 +229,18 @@ class SQLiteStore:
     async def prune(self, *, closed_before: float, limit: int = 1000) -> int:
         """Delete at most ``limit`` entities closed before this time, oldest first; return how many.
 
-        It goes in steps, so that appends of others come in between.
+        It goes in short transactions with pauses between them, so that the appends of others, also of
+        other processes, come in between.
         """
-        pruned = 0
-        while pruned < limit:
-            stride = min(_PRUNE_STRIDE, limit - pruned)
-            job = partial(sqlite_leases.prune, closed_before=closed_before, limit=stride)
-            count: int = await self._ask(Job(job, is_brief=False))
-            pruned += count
-            if count < stride:
+        count = 0
+        while count < limit:
+            began = time.monotonic()
+            pruned: Pruned = await self._ask(Prune(closed_before, min(_PRUNE_STRIDE, limit - count)))
+            count += pruned.count
+            if pruned.is_over or count >= limit:
                 break
-        return pruned
+            await anyio.sleep(time.monotonic() - began)
+        return count
 
     async def close(self) -> None:
         """Finish what was accepted, empty the write-ahead log, free connections and the thread."""

@@ -16,8 +16,9 @@ from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from typing import TypeAlias
 
+from flowlet.errors import StoreError
 from flowlet.store import UNCHANGED, New, Signal, Work, Write
-from flowlet.stores.refusal import malformed, refusal
+from flowlet.stores.refusal import malformed, refusal, written
 
 __all__ = ["Batch", "Rows", "TransactionLost", "WorkFailed"]
 
@@ -325,11 +326,14 @@ class Batch:
 
 
 def _perform(work: Work, connection: sqlite3.Connection) -> list[Write]:
+    forms = connection.row_factory, connection.text_factory
     try:
         with _no_transaction_control(connection):
-            return list(work(connection))
+            return list(written(work(connection)))
     except BaseException as error:
         raise WorkFailed(error) from error
+    finally:  # what user code likes its rows to be is not what this store reads
+        connection.row_factory, connection.text_factory = forms
 
 
 @contextmanager
@@ -343,8 +347,11 @@ def _no_transaction_control(connection: sqlite3.Connection) -> Generator[None]:
     try:
         yield
     except sqlite3.DatabaseError as error:
-        if "not authorized" in str(error):
-            error.add_note("flowlet begins and commits the transaction that `work` runs in; do neither there")
-        raise
+        if "not authorized" not in str(error):
+            raise
+        raise StoreError(
+            "flowlet begins and commits the transaction of a transactional step (or other `work`); do neither there, "
+            "nor use the connection as a context manager"
+        ) from error
     finally:
         connection.set_authorizer(None)

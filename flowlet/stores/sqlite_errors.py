@@ -15,7 +15,14 @@ DRIVER_ERRORS = (sqlite3.Error, UnicodeError, OverflowError)
 """What the driver raises: the last two for a value that SQLite has no form for."""
 
 _BUSY = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL)
-_FATAL = (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CANTOPEN)
+# What was opened for reading only stays so, whatever becomes of the rights.
+_FATAL = (
+    sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_CORRUPT,
+    sqlite3.SQLITE_NOTADB,
+    sqlite3.SQLITE_CANTOPEN,
+    sqlite3.SQLITE_READONLY,
+)
 
 _MEANINGS: tuple[tuple[int, type[StoreError], str], ...] = (
     (sqlite3.SQLITE_FULL, StoreUnavailable, "the disk is full; make room and try again, nothing was lost"),
@@ -24,9 +31,15 @@ _MEANINGS: tuple[tuple[int, type[StoreError], str], ...] = (
     (
         sqlite3.SQLITE_CANTOPEN,
         StoreUnavailable,
-        "the file cannot be opened or created; its directory must exist and be writable",
+        "the file cannot be opened or created; its directory must exist and be writable for the user of this process, "
+        "and so must be the file and those beside it (-wal, -shm)",
     ),
-    (sqlite3.SQLITE_READONLY, StoreError, "the file, or its directory, is read-only; make both writable"),
+    (
+        sqlite3.SQLITE_READONLY,
+        StoreError,
+        "the file, its directory, or what is beside it (-wal, -shm) is read-only; make all of them writable for the "
+        "user of this process",
+    ),
     (sqlite3.SQLITE_PERM, StoreError, "access was denied; make the file and its directory readable and writable"),
     (
         sqlite3.SQLITE_CORRUPT,

@@ -1,4 +1,4 @@
-"""Leases in a SQLite store, and the end of entities: claim, heartbeat, release, prune.
+"""Leases in a SQLite store: claim, heartbeat, release.
 
 Law: synchronous functions of a connection in a transaction that holds the write lock, and of the
 store's time. No function reads more rows than it returns or changes, but for one per worker and
@@ -14,7 +14,7 @@ from flowlet.store import Claims, Head
 from flowlet.stores.refusal import worker_unknown
 from flowlet.stores.sqlite_reads import HEAD, head_of
 
-__all__ = ["claim", "heartbeat", "prune", "release"]
+__all__ = ["claim", "heartbeat", "release"]
 
 _DUE = HEAD + " WHERE h.c = ? AND owner IS ? AND wake <= ? ORDER BY wake LIMIT ?"
 _NEXT = "SELECT min(wake) FROM heads WHERE c = ? AND owner IS ? AND wake > ?"
@@ -27,14 +27,6 @@ _OWNERS = """
     )
     SELECT owner FROM owners WHERE owner IS NOT NULL
 """
-
-_DELETES = (
-    "DELETE FROM records WHERE n = ?",
-    "DELETE FROM snapshots WHERE n = ?",
-    "DELETE FROM signals WHERE n = ?",
-    "DELETE FROM message_ids WHERE n = ?",
-    "DELETE FROM heads WHERE n = ?",
-)
 
 
 def claim(
@@ -83,15 +75,6 @@ def release(connection: sqlite3.Connection, now: float, worker: str, ids: Sequen
         # The unary plus: find the row by its id and not among everything the worker owns.
         text = text.replace("owner = ?", "+owner = ? AND id = ?")
         connection.executemany(text, [(worker, id) for id in dict.fromkeys(ids)])
-
-
-def prune(connection: sqlite3.Connection, now: float, closed_before: float, limit: int) -> int:
-    """Delete at most ``limit`` entities closed before this time, oldest first; return how many."""
-    text = "SELECT n FROM heads WHERE closed < ? ORDER BY closed, n LIMIT ?"
-    doomed = connection.execute(text, (closed_before, limit)).fetchall()
-    for delete in _DELETES:
-        connection.executemany(delete, doomed)
-    return len(doomed)
 
 
 def _free(connection: sqlite3.Connection, ids: Sequence[str], alive: set[str]) -> list[Head]:

@@ -1,7 +1,12 @@
 """The tables of a SQLite store, and connections to them.
 
 Law: a file that is not ours, or that a newer flowlet made, is refused before anything is written to
-it. The tables are made in one transaction, by whichever process comes first.
+it. The tables are made, or brought up to date, in one transaction by whichever process comes first: cut off in
+the middle, the file is what it was.
+
+A file that an older flowlet made is brought up to date step by step, when it is opened. A process of that older
+flowlet which has it open goes on with the statements it knows, so a step adds tables and indexes; one that does more
+must say in the changelog that all processes have to be stopped for it. A step that was released is never changed.
 
 Layout: records of different entities that are written together should lie on neighbouring pages, so
 everything is keyed by ``n``, a private number that rises with creation (`flowlet.store.Head.order`),
@@ -20,9 +25,6 @@ __all__ = ["APPLICATION_ID", "SCHEMA_VERSION", "connect_reader", "connect_writer
 
 APPLICATION_ID = 0x666C6F77
 """``flow`` in ASCII, in the file's header: how ``file(1)`` and a later flowlet know whose file it is."""
-
-SCHEMA_VERSION = 1
-"""In the file's header as ``user_version``."""
 
 _TABLES = (
     """
@@ -78,8 +80,19 @@ _INDEXES = (
 )
 
 
+MIGRATIONS: tuple[tuple[str, ...], ...] = (
+    (*_TABLES, *_INDEXES),
+    # Numbers of entities that are gone, but not all of whose rows are yet; see `flowlet.stores.sqlite_prune`.
+    ("CREATE TABLE IF NOT EXISTS graves (n INTEGER PRIMARY KEY)",),
+)
+"""The statements that make version n + 1 of the tables out of version n; the first makes them out of nothing."""
+
+SCHEMA_VERSION = len(MIGRATIONS)
+"""In the file's header as ``user_version``."""
+
+
 def connect_writer(path: str, synchronous: str) -> sqlite3.Connection:
-    """Open the file for writing; make it, and its tables, if they are not there.
+    """Open the file for writing; make it and its tables if they are not there, and bring them up to date.
 
     The connection never waits for a lock: who uses it decides how to wait.
 
@@ -101,8 +114,8 @@ def connect_writer(path: str, synchronous: str) -> sqlite3.Connection:
         connection.execute("PRAGMA fullfsync = ON")  # on macOS, fsync alone leaves the data in the drive's cache
         connection.execute("PRAGMA wal_autocheckpoint = 0")  # the writer says when, and in which thread
         connection.execute("PRAGMA journal_size_limit = 67108864")
-        if version == 0:
-            _create(connection, path)
+        if version < SCHEMA_VERSION:
+            _migrate(connection, path)
     except BaseException:
         connection.close()
         raise
@@ -128,12 +141,17 @@ def _inspect(connection: sqlite3.Connection, path: str) -> int:
     """Return the version of the tables, 0 for none yet; refuse what is not ours. Writes nothing."""
     connection.execute("BEGIN")  # one view: another process may be making the tables just now
     try:
-        application = connection.execute("PRAGMA application_id").fetchone()[0]
-        version: int = connection.execute("PRAGMA user_version").fetchone()[0]
-        tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+        return _version(connection, path)
     finally:
         connection.execute("ROLLBACK")
-    if application == APPLICATION_ID and version == SCHEMA_VERSION:
+
+
+def _version(connection: sqlite3.Connection, path: str) -> int:
+    """Return what `_inspect` does, inside of a transaction."""
+    application = connection.execute("PRAGMA application_id").fetchone()[0]
+    version: int = connection.execute("PRAGMA user_version").fetchone()[0]
+    tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+    if application == APPLICATION_ID and 0 < version <= SCHEMA_VERSION:
         return version
     if application == APPLICATION_ID:
         text = f"{path!r} has schema version {version}; this flowlet knows version {SCHEMA_VERSION}"
@@ -151,22 +169,18 @@ def _enter_wal(connection: sqlite3.Connection, path: str) -> None:
         raise StoreError(f"{text}; put the file on a local disk")
 
 
-def _create(connection: sqlite3.Connection, path: str) -> None:
+def _migrate(connection: sqlite3.Connection, path: str) -> None:
+    """Make the tables what this code knows, in one transaction."""
     connection.execute("BEGIN IMMEDIATE")
     try:
-        if _tables(connection) == 0:
-            for statement in (*_TABLES, *_INDEXES):
+        # Asked again under the lock: another process may have done it, and may have been a newer one.
+        for statements in MIGRATIONS[_version(connection, path) :]:
+            for statement in statements:
                 connection.execute(statement)
-            connection.execute(f"PRAGMA application_id = {APPLICATION_ID:d}")
-            connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION:d}")
+        connection.execute(f"PRAGMA application_id = {APPLICATION_ID:d}")
+        connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION:d}")
         connection.execute("COMMIT")
     except BaseException:
         if connection.in_transaction:
             connection.execute("ROLLBACK")
         raise
-    _inspect(connection, path)  # it may have been another process that made them, of another version
-
-
-def _tables(connection: sqlite3.Connection) -> int:
-    count: int = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
-    return count

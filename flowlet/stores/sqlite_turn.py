@@ -17,7 +17,7 @@ from typing import Any
 import anyio
 
 from flowlet.stores.bell import Bell
-from flowlet.stores.sqlite_port import Port, Ticket
+from flowlet.stores.port import Port, Ticket
 from flowlet.stores.sqlite_work import Request
 from flowlet.stores.sqlite_writer import Writer
 

@@ -12,14 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 from flowlet.errors import FlowletError
 from flowlet.store import Work, Write
+from flowlet.stores.port import Ticket
 from flowlet.stores.refusal import size_of
 from flowlet.stores.sqlite_batch import Batch, WorkFailed
-from flowlet.stores.sqlite_port import Ticket
+from flowlet.stores.sqlite_prune import prune
 
 if TYPE_CHECKING:
     from flowlet.stores.sqlite_turn import Turn
 
-__all__ = ["Append", "Job", "Open", "Request", "Stop"]
+__all__ = ["Append", "Job", "Open", "Prune", "Request", "Stop"]
 
 
 class Request(Ticket):
@@ -96,6 +97,27 @@ class Job(Request):
                 batch.notable |= self._notable
         except FlowletError as error:
             self.error = error
+
+
+class Prune(Request):
+    """One transaction of a prune; its value is a `Pruned`."""
+
+    __slots__ = ("_closed_before", "_limit", "size")
+
+    is_brief = False
+
+    def __init__(self, closed_before: float, limit: int) -> None:
+        super().__init__()
+        self._closed_before, self._limit = closed_before, limit
+        self.size = 0
+
+    def attempt(self, batch: Batch) -> None:
+        self.error = None
+        with batch.undoable():
+            self.value = pruned = prune(batch.connection, self._closed_before, self._limit)
+            batch.forget()
+            # What is deleted may be written to the log, too: SQLite can be told to leave no trace of it.
+            self.size = pruned.size
 
 
 class Open(Request):

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import anyio
 
+from flowlet.runtime.copying import copy
 from flowlet.store import New, Signal, Write
 from flowlet.stores.memory import MemoryStore
 from flowlet.stores.sqlite import SQLiteStore
@@ -155,28 +156,59 @@ async def beside_a_busy_loop(folder: Path, turn: float) -> tuple[float, float]:
     return statistics.median(waits), max(waits)
 
 
-async def claim_among(folder: Path, finished: int) -> float:
-    store = SQLiteStore(folder / "claim.db")
+async def claims_among(folder: Path, finished: int, rounds: int) -> Rounds:
+    """Return the seconds of a claim of ten due runs among so many finished ones, and of one among none."""
+    stores = [SQLiteStore(folder / f"claim-{name}.db") for name in ("many", "none")]
     for start in range(0, finished, 1000):
-        ids = range(start, start + 1000)
-        await store.append(
+        ids = range(start, min(start + 1000, finished))
+        await stores[0].append(
             [Write(id=f"r{n:07}", expect=0, create=NEW, records=[RECORD], status="ok", close=True) for n in ids]
         )
-    await store.append([Write(id=f"due{n}", expect=0, create=NEW, records=[RECORD], wake=0.0) for n in range(10)])
-    await store.heartbeat("worker", 60)
+    for store in stores:
+        await store.append([Write(id=f"due{n}", expect=0, create=NEW, records=[RECORD], wake=0.0) for n in range(10)])
+        await store.heartbeat("worker", 600)
+    results = []
+    for _ in range(rounds):
+        took = []
+        for store in stores:
+            began = time.perf_counter()
+            claims = await store.claim("worker", definitions=[("run", "bench", "1")])
+            took.append(time.perf_counter() - began)
+            assert len(claims.heads) == 10
+            await store.release("worker", [head.id for head in claims.heads])
+        results.append((took[0], took[1]))
+    for store in stores:
+        await store.close()
+    return results
+
+
+async def copied(folder: Path, count: int) -> Rounds:
+    """Return the seconds for each run of ten records that is copied to another file and compared, and of its bytes."""
+    first, second = SQLiteStore(folder / "from.db"), SQLiteStore(folder / "to.db")
+    for start in range(0, count, 1000):
+        ids = range(start, min(start + 1000, count))
+        await first.append(
+            [Write(id=f"r{n:07}", expect=0, create=NEW, records=[RECORD] * 10, status="ok", close=True) for n in ids]
+        )
     began = time.perf_counter()
-    claims = await store.claim("worker", definitions=[("run", "bench", "1")])
-    seconds = time.perf_counter() - began
-    assert len(claims.heads) == 10
-    await store.close()
-    return seconds
+    report = await copy(first, second)
+    middle = time.perf_counter()
+    assert report.runs == report.copied == count
+    source, target = sqlite3.connect(first.path), sqlite3.connect(folder / "backup.db")
+    source.backup(target)
+    end = time.perf_counter()
+    for connection in (source, target):
+        connection.close()
+    for store in (first, second):
+        await store.close()
+    return [((middle - began) / count, (end - middle) / count)]
 
 
 async def load_histories(folder: Path, count: int) -> Rounds:
     path = folder / "load.db"
     store = SQLiteStore(path)
     for start in range(0, count, 1000):
-        ids = range(start, start + 1000)
+        ids = range(start, min(start + 1000, count))
         await store.append([Write(id=f"r{n:06}", expect=0, create=NEW, records=[RECORD] * 10) for n in ids])
     await store.append([Write(id="r000000", signals=[Signal("topic", b"payload")])])
     connection = sqlite3.connect(path, isolation_level=None)
@@ -202,23 +234,42 @@ def show(what: str, rounds: Rounds, limit: float | None = None) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="fewer rounds")
+    parser.add_argument("--quick", action="store_true", help="fewer rounds, and fewer rows unless they are given")
     parser.add_argument("--dir", default=None, help="where to put the databases (a real disk)")
+    parser.add_argument("--histories", type=int, default=10_000, help="how many are loaded")
+    parser.add_argument(
+        "--finished", type=int, default=None, help="runs among which is claimed (100,000; quick 10,000)"
+    )
+    parser.add_argument("--copied", type=int, default=None, help="runs that are copied (10,000; quick 1,000)")
+    parser.add_argument("--only", choices=("appends", "many"), help="one half of it")
     options = parser.parse_args()
     rounds = 5 if options.quick else 21
+    finished = options.finished or (10_000 if options.quick else 100_000)
+    moved = options.copied or (1_000 if options.quick else 10_000)
     with tempfile.TemporaryDirectory(dir=options.dir) as name:
         folder = Path(name)
         print(f"sqlite {sqlite3.sqlite_version}, {os.cpu_count()} cpus")
-        show("append, memory", asyncio.run(in_memory(rounds)))
-        show("durable append, 1 task", asyncio.run(durable(folder, 1, 200, rounds)), 1.5)
-        show("durable append, 64 tasks", asyncio.run(durable(folder, 64, 30, rounds)), 1.2)
-        show("load one of 10,000 histories of 10", asyncio.run(load_histories(folder, 10_000)))
-        for turn in (0.00005, 0.001):
-            median, longest = asyncio.run(beside_a_busy_loop(folder, turn))
-            text = f"writer's thread beside a loop busy {turn * 1e3:g} ms a turn"
-            print(f"{text:44} p50 {median * 1e3:.2f} ms, longest {longest * 1e3:.2f} ms (target p50 15)", flush=True)
-        seconds = asyncio.run(claim_among(folder, 10_000 if options.quick else 100_000))
-        print(f"{'claim of 10 among the finished runs':44} {seconds * 1e3:.2f} ms")
+        if options.only != "many":
+            show_appends(folder, rounds)
+        if options.only != "appends":
+            histories = asyncio.run(load_histories(folder, options.histories))
+            show(f"load one of {options.histories:,} histories of 10", histories)
+            show(
+                f"claim of 10 among {finished:,} finished runs", asyncio.run(claims_among(folder, finished, 4 * rounds))
+            )
+            print("    (by hand: among none)")
+            show(f"copy and compare one of {moved:,} runs", asyncio.run(copied(folder, moved)))
+            print("    (by hand: sqlite3's backup, which copies pages and compares nothing)")
+
+
+def show_appends(folder: Path, rounds: int) -> None:
+    show("append, memory", asyncio.run(in_memory(rounds)))
+    show("durable append, 1 task", asyncio.run(durable(folder, 1, 200, rounds)), 1.5)
+    show("durable append, 64 tasks", asyncio.run(durable(folder, 64, 30, rounds)), 1.2)
+    for turn in (0.00005, 0.001):
+        median, longest = asyncio.run(beside_a_busy_loop(folder, turn))
+        text = f"writer's thread beside a loop busy {turn * 1e3:g} ms a turn"
+        print(f"{text:44} p50 {median * 1e3:.2f} ms, longest {longest * 1e3:.2f} ms (target p50 15)", flush=True)
 
 
 if __name__ == "__main__":

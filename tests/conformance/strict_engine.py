@@ -18,10 +18,11 @@ import msgspec
 from flowlet.core.codec import Codec, pack
 from flowlet.core.current import run_context
 from flowlet.core.definitions import Context, RunDefinition, Undone
-from flowlet.core.engine import Pending, StepCall, StepCancelled, Suspended
+from flowlet.core.engine import Decided, Pending, Question, StepCall, StepCancelled, Suspended
 from flowlet.core.failures import Failure, describe_failure, rebuild_failure
 from flowlet.core.registry import definition_of
 from flowlet.core.run import Run
+from flowlet.core.run_records import Resolved
 from flowlet.runtime.retrying import next_delay
 from flowlet.runtime.tasks import current_task_function
 
@@ -43,12 +44,16 @@ class StrictJournal:
         started: everything that the run has started, in order, as plain data.
         answers: of each wait, the start that ended; only this one was told to the run.
         outcomes: by start, the encoded value, or the encoded failure, or that it was cancelled.
+        attempts: by start, how often a step was tried.
+        verdicts: the answers to the run's questions, in order.
         replays: how often the run began.
     """
 
     started: list[tuple[Any, ...]] = field(default_factory=list)
     answers: list[int] = field(default_factory=list)
     outcomes: dict[int, tuple[str, bytes]] = field(default_factory=dict)
+    attempts: dict[int, int] = field(default_factory=dict)
+    verdicts: list[Resolved] = field(default_factory=list)
     replays: int = 0
 
 
@@ -69,19 +74,24 @@ class StrictEngine:
 
     Attributes:
         asked: what the run waited for when it was suspended.
+        question: what it asked then, if that is what it waits for.
     """
 
-    run_id = "strict"
+    run_id = origin = "strict"
+    committed = False
 
     def __init__(self, journal: StrictJournal) -> None:
         self.journal = journal
         self.asked: Sequence[StrictPending] = ()
+        self.question: Question | None = None
         self._position = 0
         self._waits = 0
+        self._verdicts = 0
         self._keys: set[str] = set()
+        self._done: list[tuple[StepCall, bytes | None]] = []
 
     def step(self, call: StepCall, /) -> StrictPending:
-        if call.key in self._keys:
+        if call.key in self._keys and not call.spent:
             raise NotTheSame(f"key {call.key!r} was given to two steps")
         self._keys.add(call.key)
         self._start("step", call.key, call.definition.name, call.input)
@@ -95,6 +105,27 @@ class StrictEngine:
     def note(self, key: str, value: bytes, /) -> bytes:
         recorded: bytes = self._start("note", key, value)[2]
         return recorded
+
+    def patch(self, key: str, /) -> bool:
+        started = self.journal.started
+        if self._position < len(started) and started[self._position] != ("patch", key):
+            return False
+        self._start("patch", key)
+        return True
+
+    def done(self) -> Sequence[tuple[StepCall, bytes | None]]:
+        return list(self._done)
+
+    async def attend(self, question: Question, /) -> Resolved:
+        self._start("ask", question.status, question.steps)
+        if self._verdicts == len(self.journal.verdicts):
+            self.question = question
+            raise Suspended
+        self._verdicts += 1
+        verdict = self.journal.verdicts[self._verdicts - 1]
+        if verdict.action == "compensate":
+            raise Decided(question.error or question.errors[0])
+        return verdict
 
     async def first(self, pending: Sequence[Pending], /) -> Sequence[Pending]:
         ours = [p for p in pending if isinstance(p, StrictPending)]
@@ -116,9 +147,15 @@ class StrictEngine:
         assert isinstance(pending, StrictPending)
         assert pending.ended, "it asks for a value before the step has ended"
         kind, data = self.journal.outcomes[pending.start]
+        call = pending.call
         if kind == "ok":
+            if call.definition.compensation is not None:
+                self._done.append((call, data))
             return data
+        call.attempt = self.journal.attempts.get(pending.start, 1)
         if kind == "cancelled":
+            if call.definition.compensate_unknown:
+                self._done.append((call, None))
             raise StepCancelled(pending.key)
         raise rebuild_failure(_failure.decode(data, "a failure"))
 
@@ -155,12 +192,20 @@ class StrictRun:
     Args:
         dice: decides which of the steps that a run waits for ends first.
         provide: as in the runtime.
+        answer: gives the operator's answers.
 
     Attributes:
         undone: what the interpretation says that it undid.
     """
 
-    def __init__(self, definition: Any, *inputs: Any, dice: random.Random, provide: Provide | None = None) -> None:
+    def __init__(
+        self,
+        definition: Any,
+        *inputs: Any,
+        dice: random.Random,
+        provide: Provide | None = None,
+        answer: Callable[[Question], Resolved] | None = None,
+    ) -> None:
         found = definition_of(definition)
         assert isinstance(found, RunDefinition)
         self.definition = found
@@ -168,6 +213,7 @@ class StrictRun:
         self.undone = Undone()
         self._input = found.starter.encode_input(found.starter.bind(inputs, {}))
         self._dice = dice
+        self._answer = answer
         self._provide: Provide = provide or (lambda annotation: annotation())
 
     async def result(self) -> Any:
@@ -179,7 +225,11 @@ class StrictRun:
             try:
                 return await self._once(engine)
             except Suspended:
-                await self._end_one(engine.asked)
+                if engine.question is None:
+                    await self._end_one(engine.asked)
+                else:
+                    assert self._answer is not None, engine.question.reason
+                    self.journal.verdicts.append(self._answer(engine.question))
 
     async def _once(self, engine: StrictEngine) -> Any:
         definition = self.definition
@@ -196,12 +246,13 @@ class StrictRun:
             value = await interpretation.forward()
         except NotTheSame:
             raise
-        except Exception as error:
+        except (Exception, Decided) as reason:
+            error = reason.error if isinstance(reason, Decided) else reason
             undoes = interpretation.undoes
             self.undone = await interpretation.backward(error)
-            assert undoes == bool(self.undone.steps or self.undone.failed)
+            assert undoes == bool(self.undone.steps)
             engine.check_used()
-            raise
+            raise error from None
         engine.check_used()
         return definition.starter.decode(value)
 
@@ -213,11 +264,12 @@ class StrictRun:
                 self.journal.outcomes[pending.start] = ("cancelled", b"")
             else:
                 self.journal.outcomes[pending.start] = await self._execute(pending.call)
+                self.journal.attempts[pending.start] = pending.call.attempt
         self.journal.answers.append(pending.start)
 
     async def _execute(self, call: StepCall) -> tuple[str, bytes]:
         definition = call.definition
-        attempt = 0
+        attempt = call.spent
         while True:
             attempt += 1
             call.begin(attempt)
@@ -230,7 +282,7 @@ class StrictRun:
                 result = definition.call(call.owner, call.args, provided)
                 return "ok", pack(await result if definition.is_async else result)
             except Exception as error:
-                if definition.retry is None or next_delay(definition.retry, attempt, error, 0.0) is None:
+                if definition.retry is None or next_delay(definition.retry, attempt - call.spent, error, 0.0) is None:
                     return "failed", msgspec.msgpack.encode(describe_failure(error))
             finally:
                 run_context.reset(token)

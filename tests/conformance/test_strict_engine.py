@@ -15,6 +15,9 @@ from msgspec import Struct
 from strict_engine import NotTheSame, StrictRun
 
 from flowlet import Flowlet, Registry, Retry, Run, compensate, current_run, gather, in_state, provided, step
+from flowlet.core.codec import pack
+from flowlet.core.engine import Question
+from flowlet.core.run_records import Resolved
 
 pytestmark = pytest.mark.anyio
 
@@ -198,6 +201,40 @@ class Classy:
         return slips[1]
 
 
+@registry.saga(parallel_compensation=True)
+async def failing_together(number: int) -> Slip:
+    slip = await first(number)
+    slip = await second(number, slip)
+    slips = await gather(third(number, slip), side(2), side(3), side(4))
+    return await refuse(slips[1].number)
+
+
+@step(compensate_unknown=True)
+async def unsure(number: int, world: World = provided) -> Slip:
+    return world.do(number)
+
+
+@compensate(unsure)
+async def undo_unsure(number: int, unsure: Slip | None, world: World = provided) -> None:
+    assert unsure is None or unsure.number == number
+    world.do(number)
+
+
+@registry.saga
+async def failing_unsure(number: int) -> Slip:
+    await first(number)
+    await unsure(1)
+    slips = await gather(unsure(2), refuse(number), unsure(3), side(4))
+    return slips[0]
+
+
+@registry.saga(parallel_compensation=True)
+async def failing_unsure_together(number: int) -> Slip:
+    await gather(first(number), unsure(1))
+    slips = await gather(unsure(2), refuse(number), unsure(3), side(4))
+    return slips[0]
+
+
 assembled = registry.saga("assembled", first, second, third)
 assembled_failing = registry.saga("assembled_failing", first, second, third, refuse)
 
@@ -253,21 +290,36 @@ pipeline_skipping = registry.pipeline("pipeline_skipping", *PARTS, on_error="ski
 pipeline_stopping = registry.pipeline("pipeline_stopping", *PARTS)
 
 Undo = dict[str, str]
-UNDO = {"first": "undo_first", "second": "undo_second", "third": "undo_third", "side": "undo_side"}
+UNDO = {
+    "first": "undo_first",
+    "second": "undo_second",
+    "third": "undo_third",
+    "side": "undo_side",
+    "unsure": "undo_unsure",
+}
 UNDO_CLASSY = {"cut": "burn", "sew": "rip", **UNDO}
 
 
 def expect_undone(world: World, run: StrictRun, undo: Undo) -> None:
-    """Each step that ended and can be undone was undone once, after all others, in reverse of the answers."""
+    """Each step that can be undone was undone once, after all others, in reverse of the answers.
+
+    If all are undone together, in any order; one whose outcome is unknown, if it wants that.
+    """
     journal = run.journal
     keys = [start[1] if start[0] == "step" else None for start in journal.started]
-    ended = [keys[start - 1] for start in journal.answers if journal.outcomes[start][0] == "ok"]
+    ended = [keys[start - 1] for start in journal.answers if can_be_undone(keys[start - 1], journal.outcomes[start][0])]
     forward = [key for key in ended if key is not None and "~" not in key]
     expected = [f"{k}~{undo[name]}" for k in reversed(forward) if (name := k.partition("#")[0]) in undo]
     done = list(dict.fromkeys(key for key in world.done if "~" in key))
+    if run.definition.name.endswith("_together"):
+        done.sort(key=expected.index)
     assert done == expected
     assert not any("~" not in key for key in world.done[world.done.index(done[0]) :])
-    assert sorted(run.undone.steps + run.undone.failed) == sorted(key.partition("~")[0] for key in done)
+    assert sorted(run.undone.steps) == sorted(key.partition("~")[0] for key in done)
+
+
+def can_be_undone(key: str | None, outcome: str) -> bool:
+    return outcome == "ok" or (outcome == "cancelled" and str(key).partition("#")[0] == "unsure")
 
 
 CASES: list[tuple[Callable[..., Any], int, Undo | None]] = [
@@ -277,6 +329,9 @@ CASES: list[tuple[Callable[..., Any], int, Undo | None]] = [
     (gathering, 1, None),
     (failing_in_gather, 1, UNDO),
     (failing_by_itself, 1, UNDO),
+    (failing_together, 1, UNDO),
+    (failing_unsure, 1, UNDO),
+    (failing_unsure_together, 1, UNDO),
     (Classy, 1, None),
     (Classy, 9, UNDO_CLASSY),
     (assembled, 1, None),
@@ -294,10 +349,16 @@ async def test_every_interpreter_replays_from_every_wait(
     definition: Callable[..., Any], number: int, undo: Undo | None, seed: int
 ) -> None:
     world = World()
-    run = StrictRun(definition, number, dice=random.Random(seed), provide=lambda annotation: {World: world}[annotation])
+    run = StrictRun(
+        definition,
+        number,
+        dice=random.Random(seed),
+        provide=lambda annotation: {World: world}[annotation],
+        answer=undone_by_hand,
+    )
     strict = await outcome_of(run.result())
     journal = run.journal
-    assert journal.replays == len(journal.answers) + 1, "it did not suspend at every wait"
+    assert journal.replays == len(journal.answers) + len(journal.verdicts) + 1, "it did not suspend at every wait"
     assert (undo is None) == (not isinstance(strict, Exception))
     if undo:
         expect_undone(world, run, undo)
@@ -311,6 +372,11 @@ async def test_every_interpreter_replays_from_every_wait(
     stopped = {start[1] for start in journal.started if start[0] == "step"} - set(done)
     if not stopped and "cancel" not in {start[0] for start in journal.started}:
         assert Counter(world.done) == Counter(done)
+
+
+def undone_by_hand(question: Question) -> Resolved:
+    assert question.status == "compensation_failed"
+    return Resolved("skip", 0.0, question.steps[0])
 
 
 async def run_locally(definition: Callable[..., Any], number: int, world: World) -> Any:
@@ -355,6 +421,149 @@ async def test_the_example(orders: Any, card: str, sku: str, seed: int, tmp_path
     assert max(Counter(world.keys()).values()) == 1
 
 
+# ---------------------------------------------------------------- behind a pivot, an operator decides
+@step(pivot=True)
+async def turn(number: int, world: World = provided) -> Slip:
+    return world.do(number)
+
+
+@compensate(turn)
+async def turn_back(turn: Slip, world: World = provided) -> None:
+    world.do(turn.number)
+
+
+@step(key=lambda number: f"{number}", retry=Retry(attempts=2, wait=0))
+async def stubborn(number: int, world: World = provided) -> Slip:
+    """Fails until its n-th attempt, as many as ``number`` says."""
+    slip = world.do(current_run().attempt)
+    if slip.number < number:
+        raise Refused(f"attempt {slip.number}")
+    return slip
+
+
+@registry.saga
+async def pivoting(number: int) -> list[int]:
+    await first(number)
+    await turn(number)
+    slips = [await stubborn(number)]
+    slips += await gather(stubborn(1), side(2), stubborn(number + 1), stubborn(number + 2))
+    slips.append(await side(number))
+    return [slip.number for slip in slips]
+
+
+@registry.saga
+async def pivoting_in_gather(number: int) -> list[int]:
+    """Whether the pivot or the failure comes first decides which way it goes."""
+    await first(number)
+    return [slip.number for slip in await gather(side(1), stubborn(number), turn(2), side(3))]
+
+
+class Operator:
+    """Answers what it is told to, one after the other, and the last again and again."""
+
+    def __init__(self, *answers: str) -> None:
+        self.answers = list(answers)
+        self.asked: list[str] = []
+
+    def __call__(self, question: Question) -> Resolved:
+        if question.status == "compensation_failed":
+            return Resolved("skip", 0.0, question.steps[0])
+        assert question.status == "needs_attention"
+        (key,) = question.steps
+        assert isinstance(question.errors[0], Refused)
+        self.asked.append(key)
+        answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        if answer == "skip":
+            return Resolved("skip", 0.0, key, pack(Slip("by hand", -1)))
+        return Resolved("retry", 0.0) if answer == "retry" else Resolved("compensate", 0.0)
+
+
+async def strictly(definition: Any, number: int, seed: int, operator: Operator) -> tuple[Any, World, StrictRun]:
+    world = World()
+    run = StrictRun(
+        definition,
+        number,
+        dice=random.Random(seed),
+        provide=lambda annotation: {World: world}[annotation],
+        answer=operator,
+    )
+    outcome = await outcome_of(run.result())
+    done = world.done.copy()
+    again = await outcome_of(run.result())
+    assert (repr(again), world.done) == (repr(outcome), done), "a replay made an effect, or came to another end"
+    return outcome, world, run
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+async def test_behind_a_pivot_it_is_tried_again(seed: int) -> None:
+    outcome, world, _ = await strictly(pivoting, 5, seed, operator := Operator("retry"))
+    assert outcome == [5, 1, 2, 6, 7, 5]
+    assert Counter(operator.asked) == {"stubborn:5": 2, "stubborn:6": 2, "stubborn:7": 3}
+    assert Counter(world.done)["stubborn:5"] == 5
+    assert not any("~" in key for key in world.done)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+async def test_behind_a_pivot_a_step_is_skipped(seed: int) -> None:
+    outcome, world, _ = await strictly(pivoting, 5, seed, Operator("skip", "retry", "skip"))
+    assert outcome == [-1, 1, 2, -1, -1, 5]
+    assert not any("~" in key for key in world.done)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("before", [0, 1, 3])
+async def test_behind_a_pivot_all_of_it_is_undone(seed: int, before: int) -> None:
+    answers = ["retry"] * before + ["compensate"]
+    outcome, world, run = await strictly(pivoting, 5, seed, Operator(*answers))
+    assert isinstance(outcome, Refused)
+    undone = [key for key in world.done if "~" in key]
+    assert undone[-2:] == ["turn~turn_back", "first~undo_first"]
+    assert undone[:-2] == (["side~undo_side"] if before == 3 else [])
+    assert len(set(undone)) == len(undone)
+    assert sorted(run.undone.steps) == sorted(key.partition("~")[0] for key in undone)
+
+
+async def test_a_pivot_in_a_gather() -> None:
+    """Failed before the pivot has returned, all is undone; but once it has returned there is only forward."""
+    seen = Counter[str]()
+    for seed in range(40):
+        outcome, world, run = await strictly(pivoting_in_gather, 3, seed, operator := Operator("retry"))
+        started, answers = run.journal.started, run.journal.answers
+        ended = [started[n - 1][1] for n in answers if run.journal.outcomes[n][0] == "ok"]
+        if "turn" in ended:
+            assert outcome == [1, 3, 2, 3]
+            assert operator.asked == ["stubborn:3"]
+            assert not any("~" in key for key in world.done)
+        else:
+            assert isinstance(outcome, Refused)
+            assert operator.asked == []
+            assert "first~undo_first" in world.done
+        seen["forward" if "turn" in ended else "back"] += 1
+        seen["forward although others were stopped"] += "turn" in ended and "cancel" in {s[0] for s in started}
+    assert min(seen.values()) >= 3, seen
+
+
+# ---------------------------------------------------------------- patches
+@registry.saga
+async def patching(number: int, run: Run = provided) -> list[str]:
+    taken = []
+    if run.patched("before"):
+        taken.append((await side(number)).step)
+    await first(number)
+    for n in range(3):
+        if run.patched("loop") and run.patched(f"only {n}"):
+            taken.append((await side(n)).step)
+    return taken
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+async def test_patches_are_asked_in_the_same_places(seed: int) -> None:
+    outcome, _, run = await strictly(patching, 1, seed, Operator("retry"))
+    assert outcome == ["side", "side#2", "side#3", "side#4"]
+    patches = [start[1] for start in run.journal.started if start[0] == "patch"]
+    assert patches == ["patched/before", "patched/loop", "patched/only 0", "patched/only 1", "patched/only 2"]
+
+
 # ---------------------------------------------------------------- what does not replay is refused
 drifting = {"calls": 0}
 
@@ -389,3 +598,80 @@ async def test_a_body_that_is_not_the_same_is_refused(definition: Callable[..., 
     run = StrictRun(definition, 1, dice=random.Random(1), provide=lambda annotation: world)
     with pytest.raises(NotTheSame, match=r"was|ended"):
         await run.result()
+
+
+# ---------------------------------------------------------------- an operator's answers
+class Verdicts:
+    """An operator: has what failed tried again a few times, then says of one after the other that it was undone."""
+
+    def __init__(self, retries: int) -> None:
+        self.retries = retries
+        self.asked: list[tuple[str, ...]] = []
+
+    def __call__(self, question: Question) -> Resolved:
+        assert question.status == "compensation_failed"
+        self.asked.append(question.steps)
+        if len(self.asked) <= self.retries:
+            return Resolved("retry", 0.0)
+        return Resolved("skip", 0.0, question.steps[-1])
+
+
+tries: Counter[str] = Counter()
+
+
+@step
+async def put(number: int, world: World = provided) -> Slip:
+    return world.do(number)
+
+
+@compensate(put, retry=Retry(attempts=2, wait=0))
+async def take_away(number: int, put: Slip, world: World = provided) -> None:
+    """Never possible for an odd number; for another one when it is tried for the fifth time."""
+    world.do(number)
+    run = current_run()
+    tries[run.idempotency_key] += 1
+    assert run.attempt == tries[run.idempotency_key], "attempts are not counted over an operator's answers"
+    if number % 2 or run.attempt < 5:
+        raise LookupError("stuck")
+
+
+async def put_and_refuse(number: int) -> Slip:
+    await put(1)
+    await side(1)
+    await put(2)
+    await put(3)
+    return await refuse(number)
+
+
+stuck = registry.saga(name="stuck")(put_and_refuse)
+stuck_together = registry.saga(name="stuck_together", parallel_compensation=True)(put_and_refuse)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("retries", [0, 1, 2, 4])
+@pytest.mark.parametrize("definition", [stuck, stuck_together], ids=["one by one", "together"])
+async def test_compensations_that_fail_are_tried_again_or_skipped_as_the_operator_says(
+    definition: Callable[..., Any], retries: int, seed: int
+) -> None:
+    tries.clear()
+    world, verdicts = World(), Verdicts(retries)
+    run = StrictRun(
+        definition, 1, dice=random.Random(seed), provide=lambda annotation: {World: world}[annotation], answer=verdicts
+    )
+    with pytest.raises(Refused):
+        await run.result()
+    done = Counter(world.done)
+    # Each time it is tried twice: the second can be undone the third time.
+    rounds = retries + 1
+    assert [done[f"{key}~take_away"] for key in ("put", "put#2", "put#3")] == [
+        2 * rounds,
+        min(2 * rounds, 5),
+        2 * rounds,
+    ]
+    assert done["side~undo_side"] == 1
+    failed = [("put#3", "put#2", "put")] * min(2, retries) + [("put#3", "put")] * max(0, retries - 2)
+    left = ("put#3", "put#2", "put") if retries < 2 else ("put#3", "put")
+    assert verdicts.asked == [*failed, *(left[:n] for n in range(len(left), 0, -1))]
+    again = await outcome_of(run.result())
+    assert isinstance(again, Refused)
+    assert Counter(world.done) == done, "a replay made an effect"

@@ -69,6 +69,7 @@ def test_a_function(registry: Registry) -> None:
         "kind": "saga",
         "name": "buy",
         "version": 3,
+        "deadline": None,
         "inputs": ["sku", "count"],
         "steps": [
             {
@@ -78,6 +79,7 @@ def test_a_function(registry: Registry) -> None:
                 "attempts": 1,
                 "timeout": None,
                 "compensation": None,
+                "pivot": False,
             },
             {
                 "name": "reserve",
@@ -86,6 +88,7 @@ def test_a_function(registry: Registry) -> None:
                 "attempts": 1,
                 "timeout": None,
                 "compensation": "release",
+                "pivot": False,
             },
         ],
     }
@@ -119,6 +122,7 @@ def test_a_class(registry: Registry) -> None:
         "attempts": 4,
         "timeout": 2.5,
         "compensation": "refund",
+        "pivot": False,
     }
 
 

@@ -194,3 +194,10 @@ def test_without_a_step_it_says_that_it_failed() -> None:
 @pytest.mark.parametrize("error", [EncodeError("x"), DecodeError("x"), PayloadTooLarge("x")])
 def test_errors_of_data_are_not_worth_another_attempt(error: Exception) -> None:
     assert not describe_failure(error).retryable
+
+
+def test_a_message_that_has_no_encoding() -> None:
+    failure = describe_failure(ValueError("bad name: \ud800"))
+    assert failure.message == "bad name: \\ud800"
+    assert pack(failure)
+    assert "bad name" in str(rebuild_failure(failure))

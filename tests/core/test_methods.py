@@ -126,12 +126,3 @@ async def test_an_argument_of_another_type_is_refused_before_the_effect() -> Non
             await flow.execute(buy, 5.5, id="r")
         assert await flow.handle("r").status() == "failed"
     assert log == []
-
-
-@pytest.mark.parametrize("option", ["pivot", "at_most_once", "compensate_unknown"])
-def test_what_is_not_built_is_refused_and_not_ignored(option: str) -> None:
-    with pytest.raises(DefinitionError, match=f"charge: {option}=True is not built yet"):
-
-        @step(**{option: True})  # type: ignore[call-overload]
-        async def charge(amount: int) -> int:
-            return amount

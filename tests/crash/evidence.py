@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,8 +15,11 @@ from flowlet.core.engine import COMPENSATING
 from flowlet.core.pipeline import SKIPPED
 from flowlet.core.run_records import (
     AttemptErred,
+    Attention,
     Ended,
     Noted,
+    Outcome,
+    Resolved,
     RunRecord,
     Started,
     StepEnded,
@@ -51,17 +55,42 @@ def read_effects(path: Path) -> list[Effect]:
     return found
 
 
+def effects_by_run(path: Path) -> dict[str, list[Effect]]:
+    """Return the lines of an effects file, for each run in the order they were written."""
+    found: dict[str, list[Effect]] = defaultdict(list)
+    for effect in read_effects(path):
+        found[effect.run].append(effect)
+    return found
+
+
+def owners(effects: Sequence[Effect]) -> list[int]:
+    """Return the processes that worked on a run, in turn."""
+    return [e.pid for n, e in enumerate(effects) if n == 0 or effects[n - 1].pid != e.pid]
+
+
+def check_owners(effects: Sequence[Effect], killed: set[int]) -> None:
+    """One process at a time works on a run, and another one only after it has died."""
+    turns = owners(effects)
+    assert all(pid in killed for pid in turns[:-1]), f"{turns} worked on it, but only {killed.intersection(turns)} died"
+    assert len(set(turns)) == len(turns), f"{turns} worked on it by turns"
+
+
 def read_journal(stored: Stored) -> list[RunRecord]:
-    """Decode a journal; it is numbered without gap, begins once and ends once."""
+    """Decode a journal; it is numbered without gap, begins once and ends once, or waits for its operator."""
     assert len(stored.records) == stored.head.version, "the journal has a gap"
     records = [run_record_codec.decode(data, f"record {n}") for n, data in enumerate(stored.records, 1)]
     assert [type(r) for r in records].count(Started) == 1
     assert isinstance(records[0], Started)
-    assert [type(r) for r in records].count(Ended) == 1, "not one terminal record"
-    assert isinstance(records[-1], Ended)
-    assert records[-1].status == stored.head.status
-    assert stored.head.closed is not None
+    is_stuck = stored.head.status == "compensation_failed"
+    assert [type(r) for r in records].count(Ended) == int(not is_stuck), "not one terminal record"
+    last = records[-1]
+    assert isinstance(last, Attention if is_stuck else Ended)
+    assert last.status == stored.head.status
+    assert (stored.head.closed is None) == is_stuck
     assert stored.head.owner is None
+    assert stored.head.wake is None
+    for question, answer in pairwise(records):
+        assert isinstance(question, Attention) == isinstance(answer, Resolved), "not a question and its answer"
     times = [r.at for r in records]
     assert times == sorted(times), "a record is older than the one before it"
     return records
@@ -85,26 +114,45 @@ def check(workload: Workload, stored: Stored, effects: Sequence[Effect], crashes
     assert skipped == list(workload.skipped)
 
 
-def _outcomes(records: Sequence[RunRecord]) -> dict[str, StepEnded | StepErred | StepStopped]:
-    found = [r for r in records if isinstance(r, OUTCOMES)]
-    assert len({r.key for r in found}) == len(found), "a step has two outcomes"
-    assert sorted(r.start for r in found) == list(range(1, len(found) + 1)), "starts are not 1..n"
-    return {r.key: r for r in found}
+def _outcomes(records: Sequence[RunRecord]) -> dict[str, Outcome]:
+    """Return the outcomes by key; only what an operator had tried again has two, and the last one counts."""
+    found: dict[str, Outcome] = {}
+    starts: list[int] = []
+    again: tuple[str, ...] = ()
+    for record in records:
+        if isinstance(record, Attention):
+            again = record.steps
+        elif isinstance(record, OUTCOMES):
+            starts.append(record.start)
+            if record.key in found:
+                assert isinstance(found.pop(record.key), StepErred), "a step has two outcomes"
+                assert record.key.partition("~")[0] in again, "a step has failed for good, and was tried again"
+            found[record.key] = record
+    assert sorted(starts) == list(range(1, len(starts) + 1)), "starts are not 1..n"
+    return found
 
 
 def _check_undone(workload: Workload, records: Sequence[RunRecord], undone: Sequence[str]) -> None:
-    """Each completed step is undone once, in reverse, after the decision was noted, which was after the failure."""
+    """Each completed step is undone once, in reverse, after the decision was noted, which was after the failure.
+
+    What could not be undone at first comes last.
+    """
     completed = [r.key for r in records if isinstance(r, StepEnded) and r.key in workload.undoes]
     if workload.status == "completed":
         completed = []
-    assert list(undone) == [workload.undoes[key] for key in reversed(completed)]
+    assert list(undone) == sorted(
+        (workload.undoes[key] for key in reversed(completed)), key=workload.stuck.__contains__
+    )
     decisions = [n for n, r in enumerate(records) if isinstance(r, Noted) and r.key == COMPENSATING]
     assert len(decisions) == bool(undone)
     if undone:
-        by_key = {r.key: n for n, r in enumerate(records) if isinstance(r, OUTCOMES)}
+        by_key = {r.key: n for n, r in reversed(list(enumerate(records))) if isinstance(r, OUTCOMES)}
         assert workload.failing is not None
         assert by_key[workload.failing] < decisions[0] < by_key[undone[0]]
-        assert all(isinstance(records[by_key[key]], StepEnded) for key in undone)
+        assert {key for key in undone if isinstance(records[by_key[key]], StepErred)} == set(workload.stuck)
+        assert all(isinstance(record, StepEnded) for key, record in _outcomes(records).items() if key in undone)
+    questions = [r.steps for r in records if isinstance(r, Attention)]
+    assert questions == ([tuple(key.partition("~")[0] for key in workload.stuck)] if workload.stuck else [])
 
 
 def _check_attempts(workload: Workload, records: Sequence[RunRecord]) -> None:

@@ -6,6 +6,7 @@ everything imported and nothing begun.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -20,16 +21,19 @@ from typing import Any, Literal, NamedTuple, TypeVar
 import anyio
 import structlog
 import workloads
-from evidence import check, read_effects
-from workloads import RUN, WORKLOADS, Workload, registries
+from evidence import check, effects_by_run
+from workloads import WORKLOADS, Workload, registries
 
 from flowlet import Flowlet
+from flowlet.errors import RunError
 from flowlet.store import Capabilities, Claims, Head, Stored, Work, Write
 from flowlet.stores.sqlite import SQLiteStore
 
 T = TypeVar("T")
 When = Literal["before", "after"]
 Way = Literal["execute", "start", "recover"]
+
+LEASE = 10.0  # the default
 
 STUCK_AFTER = 30
 """Seconds after which a child that has not ended is killed, and the trial fails."""
@@ -38,7 +42,7 @@ STUCK_AFTER = 30
 class Kill(NamedTuple):
     """At which write a process dies: before its n-th is handed to the store, or after it was acknowledged."""
 
-    n: int
+    n: int  # 0 for never
     when: When
     every: bool = False  # count claims, heartbeats and releases as well as appends
 
@@ -106,43 +110,76 @@ def die() -> None:
 
 
 # ---------------------------------------------------------------- one process
-async def work_on(name: str, database: Path, kill: Kill | None, way: Way) -> None:
-    """Enter a Flowlet and see the run to its end: start it, or find it."""
+async def work_on(name: str, database: Path, ids: Sequence[str], kill: Kill | None, way: Way) -> None:
+    """Enter a Flowlet and see the runs to their end, all at once: start them, or find them."""
     workload = WORKLOADS[name]
-    flow = Flowlet(KillingStore(SQLiteStore(database), kill), registry=registries[name])
+    store = KillingStore(SQLiteStore(database), kill or Kill(0, "before"))
+    flow = Flowlet(store, registry=registries[name])
     flow.provide(workloads.Workshop, workloads.Workshop())
-    async with flow:
-        try:
-            if way == "recover" and await flow.store.load(RUN, limit=0) is not None:
-                value = await flow.handle(RUN, workload.definition).result()
-            elif way == "execute":
-                value = await flow.execute(workload.definition, 7, id=RUN)
-            else:
-                value = await (await flow.start(workload.definition, 7, id=RUN)).result()
-        except workloads.Refused as error:
-            value = error
+    async with flow, anyio.create_task_group() as group:
+        for id in ids:
+            group.start_soon(see_to, flow, workload, id, way)
+    database.with_suffix(".writes").write_text(str(store.writes))
+
+
+async def see_to(flow: Flowlet, workload: Workload, id: str, way: Way) -> None:
+    """See one run to its end, which must be as its workload says."""
+    value = await outcome_of(flow, workload, id, way)
+    if await flow.handle(id).status() == "compensation_failed":
+        await attend(flow, id)
+        value = await outcome_of(flow, workload, id, "recover")
     assert isinstance(value, workloads.Slip if workload.failing is None else workloads.Refused), value
 
 
-async def look_at(workload: Workload, database: Path, effects: Path, crashes: int) -> None:
+async def attend(flow: Flowlet, id: str) -> None:
+    """Do what an operator does about a run whose compensation has failed; another one may have done so."""
+    workloads.mended(id).touch()
+    with contextlib.suppress(RunError):
+        await flow.handle(id).resume()
+
+
+async def outcome_of(flow: Flowlet, workload: Workload, id: str, way: Way) -> Any:
+    try:
+        if way == "recover" and await flow.store.load(id, limit=0) is not None:
+            return await flow.handle(id, workload.definition).result()
+        if way == "execute":
+            return await flow.execute(workload.definition, 7, id=id)
+        return await (await flow.start(workload.definition, 7, id=id)).result()
+    except workloads.Refused as error:
+        return error
+
+
+async def look_at(workload: Workload, database: Path, ids: Sequence[str], effects: Path, crashes: int) -> None:
     """Judge what the processes have left behind."""
+    done = effects_by_run(effects)
     store = SQLiteStore(database)
     try:
-        stored = await store.load(RUN)
+        for id in ids:
+            stored = await store.load(id)
+            assert stored is not None, f"run {id} is not in the store"
+            check(workload, stored, done.pop(id), crashes)
+        assert len(await store.scan(kind="run")) == len(ids)
     finally:
         await store.close()
-    assert stored is not None, "the run is not in the store"
-    check(workload, stored, read_effects(effects), crashes)
+    assert not done, f"effects of unknown runs: {done}"
 
 
 def fork(main: Callable[..., Awaitable[None]], *args: Any, backend: str = "asyncio") -> int:
     """Run a coroutine function in a child; return its exit code, negative for a signal."""
+    pid = fork_aside(main, *args, backend=backend)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def fork_aside(
+    main: Callable[..., Awaitable[None]], *args: Any, backend: str = "asyncio", stuck_after: int = STUCK_AFTER
+) -> int:
+    """Begin to run a coroutine function in a child; return its process id."""
     pid = os.fork()
     if pid == 0:
-        signal.alarm(STUCK_AFTER)
-        structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
         code = 1
         try:
+            signal.alarm(stuck_after)
+            structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
             anyio.run(main, *args, backend=backend)
             code = 0
         except BaseException:
@@ -150,7 +187,7 @@ def fork(main: Callable[..., Awaitable[None]], *args: Any, backend: str = "async
         finally:
             sys.stderr.flush()
             os._exit(code)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    return pid
 
 
 # ---------------------------------------------------------------- one trial
@@ -159,19 +196,25 @@ class Failed(Exception):
 
 
 class Trials:
-    """Trials of one workload, each on a database of its own."""
+    """Trials of one workload, each on a database of its own.
+
+    Attributes:
+        runs: how many runs of it a process works on at once.
+    """
 
     def __init__(self, name: str, folder: Path, backend: str = "asyncio") -> None:
         self.workload = WORKLOADS[name]
+        self.runs = 1
         self.backend = backend
         self.count = 0
         self.processes = 0
         self.kills = 0
+        self.writes = 0  # of the process that finished the last trial
         self._name = name
         self._folder = folder
 
     def run(self, kills: Sequence[Kill], ways: Sequence[Way] = ("execute", "recover")) -> list[bool]:
-        """Let one process after the other work on a run until it has ended; tell which of them were killed.
+        """Let one process after the other work on the runs until they have ended; tell which of them were killed.
 
         Args:
             kills: of the first processes; those that follow are left alone.
@@ -181,18 +224,20 @@ class Trials:
         database = self._folder / f"{self.count}.db"
         effects = self._folder / f"{self.count}.effects"
         workloads.effects_file = str(effects)
+        ids = [f"o-{n}" for n in range(1, self.runs + 1)]
         plan: list[Kill | None] = [*kills, None]
         killed: list[bool] = []
         for number, kill in enumerate(plan):
-            code = self._fork(work_on, self._name, database, kill, ways[min(number, len(ways) - 1)])
+            code = self._fork(work_on, self._name, database, ids, kill, ways[min(number, len(ways) - 1)])
             killed.append(code == -signal.SIGKILL)
             if code == 0:
                 break
             if not killed[-1] or kill is None:
                 raise Failed(f"{self._describe(plan, ways)}: process {number + 1} ended with {code}")
-        if self._fork(look_at, self.workload, database, effects, killed.count(True)) != 0:
+        if self._fork(look_at, self.workload, database, ids, effects, killed.count(True)) != 0:
             raise Failed(f"{self._describe(plan, ways)}: killed {killed}, and what was left is wrong: see {database}")
         self.kills += killed.count(True)
+        self.writes = int(database.with_suffix(".writes").read_text())
         for leftover in self._folder.glob(f"{self.count}.*"):
             leftover.unlink()
         return killed
@@ -212,6 +257,20 @@ class Trials:
             if not (before[0] or after[0]):
                 return
 
+    def four_runs(self) -> None:
+        """Work on four runs at once; count the writes of an undisturbed process, then kill one at each of them."""
+        self.runs = 4
+        self.run([])
+        for n in range(1, self.writes + 1):
+            self.all_killed([Kill(n, "before")], ("execute", "recover"))
+            self.all_killed([Kill(n, "after")], ("start", "execute"))
+
+    def all_killed(self, kills: Sequence[Kill], ways: Sequence[Way]) -> None:
+        """Make a trial in which each of these kills must have come about."""
+        killed = self.run(kills, ways)
+        if killed != [*(True for _ in kills), False]:
+            raise Failed(f"{self._describe(kills, ways)}: only {killed.count(True)} processes were killed")
+
     def sweep_twice(self) -> None:
         """Kill at every write of the first process and, for each of these, at every write of the second."""
         for n in range(1, 1000):
@@ -228,6 +287,30 @@ class Trials:
         """Kill each process after its first write; and at ten in a row before it."""
         self.run([Kill(1, "after")] * 60, ("start", "recover"))
         self.run([Kill(3, "before"), *[Kill(1, "before")] * 10], ("execute", "recover"))
+
+    def ten_recoveries(self) -> None:
+        """Kill ten processes in a row that recover a long run, each at its k-th write; the eleventh finishes.
+
+        A run that fails is killed first when it has just been decided to compensate.
+        """
+        first = Kill(3 if self.workload.failing is None else len(self.workload.steps) + 2, "after")
+        kills = [Kill(1, "before"), Kill(1, "after"), Kill(2, "before"), Kill(2, "after")]
+        kills += [Kill(k, "after", every=True) for k in (2, 4)]  # the release of the dead, the first record
+        for kill in kills:
+            self.all_killed([first, *[kill] * 10], ("start", "recover"))
+
+    def heirs(self) -> None:
+        """Kill a process that takes over, at each of its writes; the next one need not wait for the lease.
+
+        Raises:
+            Failed: it did.
+        """
+        for n in range(1, 6):
+            for when in ("before", "after"):
+                began = time.monotonic()
+                self.all_killed([Kill(3, "after"), Kill(n, when, every=True)], ("start", "recover"))
+                if time.monotonic() - began > LEASE / 2:
+                    raise Failed(f"{when} the {n}th write of one that took over, the next one waited for the lease")
 
 
 def main(name: str, folder: str, backend: str, *sweeps: str) -> None:

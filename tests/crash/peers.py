@@ -69,10 +69,12 @@ class Pause:
 
     @classmethod
     async def now(cls) -> None:
-        """Wait, in the process that is paused; do nothing in the others."""
+        """Wait, in the process that is paused; in the others, give it time to come back before anything is recorded."""
         if cls.here:
             cls.waiting += 1
             await cls.over.wait()
+        else:
+            await anyio.sleep(0.3)
 
 
 @step
@@ -108,7 +110,6 @@ async def ask(order: int) -> Slip:
 async def hold(order: int) -> Slip:
     slip = effect(order)
     await Pause.now()
-    await anyio.sleep(0.5)
     return slip
 
 
@@ -178,8 +179,19 @@ async def pause(database: Path) -> None:
             await anyio.sleep(0)
         os.kill(os.getpid(), signal.SIGSTOP)
         Pause.over.set()
-        print(json.dumps({id: await outcome(handle.result()) for id, handle in handles.items()}), flush=True)
+        ends = {id: await outcome(handle.result()) for id, handle in handles.items()}
         await anyio.sleep(SHORT_LEASE * 1.5)  # whatever else it wants to do, now it could
+    print(json.dumps({"ends": ends, "log": log}), flush=True)
+
+
+log: list[tuple[str, str | None]] = []
+"""What the process has to say that is more than information: event and run."""
+
+
+def keep_log(logger: Any, method: str, event: Any) -> Any:
+    if method in ("warning", "error", "critical"):
+        log.append((event["event"], event.get("run_id")))
+    raise structlog.DropEvent
 
 
 async def rescue(database: Path) -> None:
@@ -196,7 +208,10 @@ async def outcome(result: Awaitable[Any]) -> str:
 
 
 def main(command: str, database: str, effects: str, *options: str) -> None:
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
+    if command == "pause":
+        structlog.configure(processors=[keep_log])
+    else:
+        structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
     workloads.effects_file = effects
     if command == "share":
         anyio.run(share, Path(database), *map(int, options))

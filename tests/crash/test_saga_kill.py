@@ -27,6 +27,12 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(flowlet.__file__).parent.par
 # The sweeps of each workload on each event loop, and the least number of kills that they come to: an undisturbed
 # run makes so many appends, and each of them is killed before and after.
 SWEEPS = {
+    ("three", "asyncio", "four_runs"): 2 * (1 + 4 * 4),
+    ("three_failing", "asyncio", "four_runs"): 2 * (1 + 4 * 6),
+    ("three_failing", "trio", "four_runs"): 2 * (1 + 4 * 6),
+    ("long", "asyncio", "ten_recoveries"): 6 * 11,
+    ("long_failing", "asyncio", "ten_recoveries"): 6 * 11,
+    ("long", "asyncio", "heirs"): 10 * 2,
     ("failing", "asyncio", "sweep"): 2 * 9,
     ("failing", "asyncio", "sweep_twice"): 9 * 8,
     ("failing", "asyncio", "every"): 2 * 13,
@@ -34,6 +40,7 @@ SWEEPS = {
     ("failing", "trio", "sweep"): 2 * 9,
     ("assembled", "asyncio", "sweep"): 2 * 9,
     ("class", "asyncio", "sweep"): 2 * 9,
+    ("stubborn", "asyncio", "sweep"): 2 * 12,
     ("working", "asyncio", "sweep"): 2 * 6,
     ("parallel", "asyncio", "sweep"): 2 * 8,
     ("parallel", "trio", "sweep"): 2 * 8,
@@ -78,6 +85,6 @@ def test_killed_at_every_write(
 ) -> None:
     done = sweeps(sweep).result()
     assert done.returncode == 0, done.stderr[-4000:]
-    counts = json.loads(done.stdout)
+    counts = json.loads(done.stdout.splitlines()[-1])
     assert counts["kills"] >= SWEEPS[sweep], counts
     assert counts["processes"] >= counts["kills"] + counts["trials"]

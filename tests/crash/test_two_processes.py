@@ -8,13 +8,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import anyio
+import msgspec
 import pytest
-from evidence import Effect, check, read_effects, read_journal
+from evidence import check, effects_by_run, owners, read_effects, read_journal
 from workloads import WORKLOADS
 
 import flowlet
@@ -60,18 +61,6 @@ def load(folder: Path, ids: list[str]) -> dict[str, Stored]:
     return anyio.run(load_all)
 
 
-def effects_by_run(folder: Path) -> dict[str, list[Effect]]:
-    found: dict[str, list[Effect]] = defaultdict(list)
-    for effect in read_effects(folder / "effects"):
-        found[effect.run].append(effect)
-    return found
-
-
-def owners(effects: list[Effect]) -> list[int]:
-    """Return the processes that worked on a run, in turn."""
-    return [e.pid for n, e in enumerate(effects) if n == 0 or effects[n - 1].pid != e.pid]
-
-
 def test_two_processes_share_the_runs_and_execute_none_twice(start: Start, tmp_path: Path) -> None:
     # Both start all of them: the first to come owns a run, and the other waits for its end.
     peers = [start("share", 0, 1, RUNS, 0) for _ in range(2)]
@@ -79,7 +68,7 @@ def test_two_processes_share_the_runs_and_execute_none_twice(start: Start, tmp_p
         output, _ = peer.communicate(timeout=60)
         assert peer.returncode == 0
         assert json.loads(output.splitlines()[-1])["refused"] == RUNS
-    effects = effects_by_run(tmp_path)
+    effects = effects_by_run(tmp_path / "effects")
     for id, stored in load(tmp_path, [f"o-{n}" for n in range(RUNS)]).items():
         check(WORKLOADS["failing"], stored, effects.pop(id), crashes=0)
     assert not effects
@@ -98,7 +87,7 @@ def test_the_runs_of_a_killed_process_are_taken_over_at_once(start: Start, tmp_p
         assert peer.returncode == 0
         assert json.loads(output.splitlines()[-1])["refused"] == RUNS
     assert time.monotonic() - killed_at < LEASE / 2, "they waited for the lease"
-    effects = effects_by_run(tmp_path)
+    effects = effects_by_run(tmp_path / "effects")
     taken = 0
     for id, stored in load(tmp_path, [f"o-{n}" for n in range(RUNS)]).items():
         turns = owners(effects[id])
@@ -130,7 +119,9 @@ def test_a_paused_owner_neither_writes_nor_compensates(
         paused.send_signal(signal.SIGCONT)
     output, _ = paused.communicate(timeout=60)
     assert paused.returncode == 0
-    assert json.loads(output.splitlines()[-1]) == ends, "the former owner tells its callers something else"
+    told = json.loads(output.splitlines()[-1])
+    assert told["ends"] == ends, "the former owner tells its callers something else"
+    assert sorted(told["log"]) == sorted(["run.left", id] for id in PAUSED), "not one line for each run that it lost"
     rescue = read_effects(tmp_path / "effects")[before:]
     assert {effect.pid for effect in rescue} == {rescued.pid}, "the former owner went on"
     assert load(tmp_path, PAUSED) == stored, "the former owner wrote"
@@ -141,6 +132,8 @@ def test_a_paused_owner_neither_writes_nor_compensates(
 
 
 def _check_recorded_once(stored: Stored, former: int) -> None:
-    keys = [r.key for r in read_journal(stored) if isinstance(r, (StepEnded, StepErred))]
-    assert len(keys) == len(set(keys))
+    ended = [r for r in read_journal(stored) if isinstance(r, (StepEnded, StepErred))]
+    assert len(ended) == len({r.key for r in ended})
     assert stored.head.fence >= 3, "nobody took it over"
+    held = [r.value for r in ended if isinstance(r, StepEnded) and r.key.startswith("hold")]
+    assert former not in [msgspec.msgpack.decode(value)["pid"] for value in held], "it wrote what it held"

@@ -10,6 +10,7 @@ import os
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -24,8 +25,11 @@ effects_file = ""
 """Where effects go; set by the process that is about to make some."""
 
 ATTEMPTS = 5
-RUN = "o-1"
-"""The id of the run in a sweep."""
+PAGES = 24
+"""Steps of the long workloads: enough to be left with something after ten kills."""
+
+TURNS = 5
+"""Steps of the slow workloads, which then take as many again to go on, or back."""
 
 
 class Slip(Struct):
@@ -53,6 +57,11 @@ def effect(given: object = "") -> Slip:
     finally:
         os.close(descriptor)
     return Slip(run.idempotency_key.rpartition("/")[2], os.getpid())
+
+
+def mended(id: str | None = None) -> Path:
+    """Return the file that an operator makes, so that what could not be undone of a run can be."""
+    return Path(f"{effects_file}.{id or current_run().idempotency_key.partition('/')[0]}.mended")
 
 
 # ---------------------------------------------------------------- steps
@@ -115,10 +124,45 @@ async def forget(ask: Slip) -> None:
         raise Flaky("forget again")
 
 
+@step
+async def lend(order: int) -> Slip:
+    return effect(order)
+
+
+@compensate(lend, retry=Retry(attempts=2, wait=0))
+async def reclaim(lend: Slip) -> None:
+    effect(lend.pid)
+    if not mended().exists():
+        raise Flaky("nobody has mended it")
+
+
 @step(retry=Retry(attempts=ATTEMPTS, wait=0))
 async def insist(order: int) -> Slip:
     effect(order)
     raise Refused("never")
+
+
+@step
+async def stamp(order: int, page: int) -> Slip:
+    return effect(page)
+
+
+@compensate(stamp)
+async def unstamp(order: int, stamp: Slip) -> None:
+    effect(stamp.pid)
+
+
+@step
+async def linger(order: int, turn: int) -> Slip:
+    slip = effect(turn)
+    await anyio.sleep(0.1)
+    return slip
+
+
+@compensate(linger)
+async def hurry(order: int, linger: Slip) -> None:
+    effect(linger.pid)
+    await anyio.sleep(0.1)
 
 
 @step
@@ -169,6 +213,52 @@ async def working(order: int) -> Slip:
     second = await charge(order, first)
     third = await pack(order, second)
     return await notify(order, third)
+
+
+@registries["three"].saga
+async def three(order: int) -> Slip:
+    first = await reserve(order)
+    second = await charge(order, first)
+    return await pack(order, second)
+
+
+@registries["three_failing"].saga
+async def three_failing(order: int) -> Slip:
+    first = await reserve(order)
+    second = await charge(order, first)
+    return await ship(order, second)
+
+
+@registries["long"].saga
+async def long(order: int) -> Slip:
+    slips = [await stamp(order, page) for page in range(PAGES)]
+    return slips[-1]
+
+
+@registries["long_failing"].saga
+async def long_failing(order: int) -> Slip:
+    slips = [await stamp(order, page) for page in range(PAGES)]
+    return await ship(order, slips[-1])
+
+
+@registries["slow"].saga
+async def slow(order: int) -> Slip:
+    slips = [await linger(order, turn) for turn in range(2 * TURNS)]
+    return slips[-1]
+
+
+@registries["slow"].saga
+async def slow_failing(order: int) -> Slip:
+    slips = [await linger(order, turn) for turn in range(TURNS)]
+    return await ship(order, slips[-1])
+
+
+@registries["stubborn"].saga
+async def stubborn(order: int) -> Slip:
+    first = await reserve(order)
+    await lend(order)
+    second = await charge(order, first)
+    return await ship(order, second)
 
 
 @registries["parallel"].saga
@@ -318,6 +408,7 @@ class Workload:
         attempts: recorded attempts, where they are not one.
         width: so many effects may be under way at once.
         skipped: steps of a pipeline that must be noted as skipped.
+        stuck: compensations that fail until an operator has mended something.
     """
 
     definition: Callable[..., Any]
@@ -328,12 +419,40 @@ class Workload:
     attempts: dict[str, int] = field(default_factory=dict)
     width: int = 1
     skipped: tuple[str, ...] = ()
+    stuck: tuple[str, ...] = ()
 
 
 _ORDER = {"reserve": "s", "charge": "s", "pack": "s"}
 _UNDO = {"reserve": "reserve~unreserve", "charge": "charge~refund", "pack": "pack~unpack"}
 
+_PAGES = ["stamp", *(f"stamp#{n}" for n in range(2, PAGES + 1))]
+_TURNS = ["linger", *(f"linger#{n}" for n in range(2, 2 * TURNS + 1))]
+
 WORKLOADS = {
+    "three": Workload(three, "completed", dict(_ORDER)),
+    "three_failing": Workload(
+        three_failing,
+        "compensated",
+        {"reserve": "s", "charge": "s", "ship": "e"},
+        {key: _UNDO[key] for key in ("reserve", "charge")},
+        "ship",
+    ),
+    "long": Workload(long, "completed", dict.fromkeys(_PAGES, "s")),
+    "long_failing": Workload(
+        long_failing,
+        "compensated",
+        {**dict.fromkeys(_PAGES, "s"), "ship": "e"},
+        {key: f"{key}~unstamp" for key in _PAGES},
+        "ship",
+    ),
+    "slow": Workload(slow, "completed", dict.fromkeys(_TURNS, "s")),
+    "slow_failing": Workload(
+        slow_failing,
+        "compensated",
+        {**dict.fromkeys(_TURNS[:TURNS], "s"), "ship": "e"},
+        {key: f"{key}~hurry" for key in _TURNS[:TURNS]},
+        "ship",
+    ),
     "failing": Workload(failing, "compensated", {**_ORDER, "ship": "e"}, _UNDO, "ship"),
     "assembled": Workload(assembled, "compensated", {**_ORDER, "ship": "e"}, _UNDO, "ship"),
     "working": Workload(working, "completed", {**_ORDER, "notify": "s"}),
@@ -359,6 +478,15 @@ WORKLOADS = {
         {"ask": "ask~forget"},
         "insist",
         {"ask": ATTEMPTS - 1, "insist": ATTEMPTS, "ask~forget": 3},
+    ),
+    "stubborn": Workload(
+        stubborn,
+        "compensated",
+        {"reserve": "s", "lend": "s", "charge": "s", "ship": "e"},
+        {"reserve": "reserve~unreserve", "lend": "lend~reclaim", "charge": "charge~refund"},
+        "ship",
+        {"lend~reclaim": 3},
+        stuck=("lend~reclaim",),
     ),
     "class": Workload(
         ClassFailing,

@@ -15,7 +15,7 @@ import anyio
 import structlog
 
 from flowlet import Flowlet, Registry
-from flowlet.errors import StoreUnavailable
+from flowlet.errors import Conflict, StoreUnavailable
 from flowlet.store import Capabilities, Claims, Head, Stored, Work, Write
 from flowlet.stores.memory import MemoryStore
 
@@ -41,9 +41,17 @@ class Silent:
         # What outlives an incarnation is what the store has acknowledged, nothing else.
         self.capabilities = Capabilities(durable=True)
 
+    def lose_next(self, *, before: bool) -> None:
+        """Fall silent at the next append of a run."""
+        self._crash = Crash(self._appends + 1, before)
+
     async def _reach(self) -> None:
         if self.lost.is_set():
             await anyio.sleep_forever()
+
+    def _check(self) -> None:
+        if self.lost.is_set():
+            raise StoreUnavailable("it has fallen silent")
 
     async def append(self, writes: Sequence[Write], *, work: Work | None = None) -> None:
         await self._reach()
@@ -52,7 +60,12 @@ class Silent:
         if last and self._crash is not None and self._crash.before:
             self.lost.set()
             await self._reach()
-        await self._store.append(writes, work=work)
+        try:
+            await self._store.append(writes, work=work)
+        except Conflict:
+            if last:  # it was not stored: a signal came in, and the run looks at that first
+                self.lose_next(before=False)
+            raise
         if last:
             self.lost.set()
         await self._reach()
@@ -66,7 +79,7 @@ class Silent:
         return await self._store.scan(**options)
 
     async def claim(self, worker: str, /, **options: Any) -> Claims:
-        await self._reach()
+        self._check()  # a claim under way is waited for
         return await self._store.claim(worker, **options)
 
     async def heartbeat(self, worker: str, lease: float, /) -> Sequence[str]:
@@ -74,8 +87,7 @@ class Silent:
         return await self._store.heartbeat(worker, lease)
 
     async def release(self, worker: str, /, ids: Sequence[str] | None = None) -> None:
-        if self.lost.is_set():
-            raise StoreUnavailable("it has fallen silent")
+        self._check()
         await self._store.release(worker, ids)
 
     async def now(self) -> float:

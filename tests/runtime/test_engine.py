@@ -162,8 +162,8 @@ async def test_the_drawn_delay_is_on_record(flow: Flowlet) -> None:
     async with flow:
         handle = await flow.start(body)
         await handle.result()
-        failed = [r async for r in flow.runs.stream(handle.id)][1][1]
-        ended = [r async for r in flow.runs.stream(handle.id)][2][1]
+        failed = [r async for r in flow._open_runs.stream(handle.id)][1][1]
+        ended = [r async for r in flow._open_runs.stream(handle.id)][2][1]
     delay = failed.delay  # type: ignore[union-attr]
     assert 0.02 <= delay <= 0.03
     assert ended.at - failed.at >= delay - 0.005
@@ -312,10 +312,10 @@ async def test_a_result_that_is_too_large_for_the_store(flow: Flowlet) -> None:
         return len(await large(n))
 
     async with flow:
-        flow.runs.max_payload = 1000
+        flow._open_runs.max_payload = 1000
         assert await body(900) == 900
         with pytest.raises(
-            PayloadTooLarge, match=r"the result of step 'large' has 10[0-9]{2} bytes, the store takes 1000"
+            PayloadTooLarge, match=r"the result of step 'large' takes 1,[0-9]{3} bytes to store, and 1,000 are allowed"
         ):
             await body(1024)
     assert seen == [900, 1024]

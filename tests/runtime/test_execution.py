@@ -14,9 +14,9 @@ import pytest
 
 from flowlet import Flowlet, compensate, gather, step
 from flowlet.core.failures import describe_failure
-from flowlet.core.run_records import Ended
-from flowlet.errors import CompensationFailed, RunError
-from flowlet.runtime.execution import attach, ended_error
+from flowlet.core.run_records import Attention, Ended
+from flowlet.errors import CompensationFailed, RunError, RunParked
+from flowlet.runtime.outcomes import asked_error, attach, ended_error
 from flowlet.store import Store
 
 pytestmark = pytest.mark.anyio
@@ -299,7 +299,7 @@ async def test_leaving_lets_a_running_step_finish_within_its_grace_time(
     buy = program(flow, gate)
 
     async def let_through() -> None:
-        while not flow.runs.closing:
+        while not flow._open_runs.closing:
             await anyio.sleep(0.001)
         gate.open.set()
 
@@ -472,9 +472,13 @@ def test_the_error_of_a_recorded_end() -> None:
     plain = ended_error(Ended("failed", 1.0, error=failure))
     assert isinstance(plain, ValueError)
     assert plain.__cause__ is None
-    group = ended_error(
-        Ended("compensation_failed", 1.0, error=failure, failed=("charge",), errors=(describe_failure(KeyError("k")),))
-    ).__cause__
+    asked = Attention(
+        "compensation_failed", 1.0, "why", steps=("charge",), errors=(describe_failure(KeyError("k")),), error=failure
+    )
+    group = asked_error(asked).__cause__
     assert isinstance(group, CompensationFailed)
     assert group.failed == ("charge",)
+    parked = asked_error(Attention("needs_attention", 1.0, "why", steps=("charge",)))
+    assert isinstance(parked, RunParked)
+    assert parked.reason == "why"
     assert "ended as cancelled" in str(ended_error(Ended("cancelled", 1.0)))

@@ -65,8 +65,7 @@ async def test_the_end_closes_the_run_and_gives_the_lease_back(journal: Journal,
 
 
 async def test_parking_keeps_the_run_open_and_gives_the_lease_back(journal: Journal, faulty_store: Any) -> None:
-    journal.pending.append(b"parked")
-    await journal.park()
+    await journal.park("parked", b"parked")
     head = (await faulty_store.load("r")).head
     assert (head.status, head.owner, head.closed, head.wake) == ("parked", None, None, None)
 

@@ -212,7 +212,7 @@ async def test_an_input_that_cannot_be_stored_or_is_of_another_type_leaves_nothi
                     await start(twice, "1", id=id)  # type: ignore[arg-type]
                 with pytest.raises(TypeError):
                     await start(twice, 1, 2, id=id)
-        assert flow.runs.live == {}
+        assert flow._open_runs.live == {}
         assert await flow.store.scan(kind="run") == []
 
 
@@ -513,7 +513,7 @@ async def test_runs_of_unknown_definitions_are_left_alone(new_store: Callable[[]
         assert (await other.handle("t").report()).steps["reserve"].value == "flight booked"
         with pytest.raises(Exception, match="run 'done' completed, but definition 'twice' version 1 is not known here"):
             await other.handle("done").result()
-        assert other.runs.live == {}
+        assert other._open_runs.live == {}
 
 
 async def test_a_run_stays_with_the_version_it_began_with(new_store: Callable[[], Store], world: World) -> None:
@@ -633,7 +633,7 @@ async def test_leaving_while_a_child_works_fails_neither(
         async def closing() -> None:
             if "closing" in world.hang:
                 world.reached.setdefault("closing", anyio.Event()).set()
-                while not flow.runs.closing:  # ends in the grace time: the child's next step may not start
+                while not flow._open_runs.closing:  # ends in the grace time: the child's next step may not start
                     await anyio.sleep(0.001)
 
         @flow.saga
@@ -768,7 +768,7 @@ async def test_changed_code_parks_the_run_and_the_right_code_completes_it(
     async with flow:  # it stays parked: nobody takes it up
         with pytest.raises(RunParked, match="now asks for"):
             await flow.handle("b", buy).result()
-        assert flow.runs.live == {}
+        assert flow._open_runs.live == {}
         await flow.handle("b").resume()  # too early: parked again, not in a loop
         with pytest.raises(RunParked):
             await flow.handle("b", buy).result()
@@ -1039,7 +1039,7 @@ async def test_a_lease_that_ran_out_unnoticed_delays_the_run_and_fails_nothing(
     @step
     async def sleep_too_long() -> None:
         if not world.log:
-            flow.runs.deadline = 0.0  # as if the process had been stopped for longer than its lease
+            flow._open_runs.deadline = 0.0  # as if the process had been stopped for longer than its lease
         await world.act("slept")
 
     @flow.saga

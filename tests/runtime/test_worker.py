@@ -90,7 +90,7 @@ async def test_what_a_living_worker_owns_is_left_alone_until_it_lets_go(
     flow = Flowlet(store)
     body = program(flow, log)
     async with flow:
-        assert flow.runs.live == {}
+        assert flow._open_runs.live == {}
         other = await flow.start(body, id="mine")
         assert await other.result() == 3
         assert log == ["act 1", "act 2"]
@@ -139,11 +139,11 @@ async def test_a_run_that_was_taken_over_is_finished_by_the_other_only(
     async with first:
         handle = await first.start(body, id="r")
         await until(lambda: "waiting" in logs[0])
-        await store.release(first.runs.worker.id, ["r"])
+        await store.release(first._open_runs.worker.id, ["r"])
         async with second:
             await until(lambda: "waiting" in logs[1])
             gates[0].set()
-            await until(lambda: "r" not in first.runs.live)
+            await until(lambda: "r" not in first._open_runs.live)
             assert (await second.handle("r").report()).steps.keys() == {"act"}
             gates[1].set()
             assert await second.handle("r", other).result() == 3
@@ -170,10 +170,10 @@ async def test_the_deadline_lies_before_what_the_store_believes(flow: Flowlet) -
     from time import perf_counter
 
     async with flow:
-        assert perf_counter() < flow.runs.deadline <= perf_counter() + 10.0
-        before = flow.runs.deadline
-        await flow.runs.worker.beat()
-        assert flow.runs.deadline > before
+        assert perf_counter() < flow._open_runs.deadline <= perf_counter() + 10.0
+        before = flow._open_runs.deadline
+        await flow._open_runs.worker.beat()
+        assert flow._open_runs.deadline > before
 
 
 async def test_a_run_whose_process_was_held_up_goes_on_if_nobody_took_it(faulty_store: Any) -> None:
@@ -227,7 +227,7 @@ async def test_leaving_gives_everything_back(new_store: Callable[[], Store], unt
     flow = Flowlet(store, grace=0)
     body = program(flow, log, anyio.Event())
     async with flow:
-        worker = flow.runs.worker.id
+        worker = flow._open_runs.worker.id
         await flow.start(body, id="r")
         await until(lambda: "waiting" in log)
     stored = await store.load("r")
@@ -265,11 +265,45 @@ async def test_a_worker_goes_on_while_its_store_is_down(faulty_store: Any, until
     flow = Flowlet(faulty_store, lease=0.6)
     body = program(flow, [])
     async with flow:
-        deadline = flow.runs.deadline
+        deadline = flow._open_runs.deadline
         faulty_store.down = True
         await anyio.sleep(0.3)  # it beats in vain meanwhile
-        assert flow.runs.deadline <= deadline + 0.25
+        assert flow._open_runs.deadline <= deadline + 0.25
         faulty_store.down = False
-        await until(lambda: flow.runs.deadline > deadline + 0.25)
+        await until(lambda: flow._open_runs.deadline > deadline + 0.25)
         with anyio.fail_after(20):
             assert await flow.execute(body, id="r") == 3
+
+
+async def test_a_peer_whose_lock_is_not_here_is_looked_for_ten_times_per_lease(new_store: Callable[[], Store]) -> None:
+    flow, near = Flowlet(new_store(), lease=20), Flowlet(new_store(), lease=20)
+    later = time.perf_counter() + 1000
+    async with flow, near:
+        assert flow._runs is not None
+        worker = flow._runs.worker
+        await worker.beat()
+        assert await worker._patience(later) > 900  # a heartbeat and a look at its lock are enough
+        await flow.store.heartbeat("00000000-elsewhere", 20)
+        await worker.beat()
+        assert await worker._patience(later) == 2.0
+        seen = await flow.store.watch(-1, 0)
+        with anyio.fail_after(15):
+            await worker._watch(seen, later)  # ends after 2 seconds, though it looks at locks more often
+
+
+async def test_a_heartbeat_counts_for_less_than_the_lease_by_one_look(
+    new_store: Callable[[], Store], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = new_store()
+    asked: list[float] = []
+    heartbeat = store.heartbeat
+
+    async def note(worker: str, lease: float, /) -> Any:
+        asked.append(lease)
+        return await heartbeat(worker, lease)
+
+    monkeypatch.setattr(store, "heartbeat", note)
+    async with Flowlet(store, lease=20) as flow:
+        assert flow._runs is not None
+        assert flow._runs.deadline <= time.perf_counter() + 18
+    assert set(asked) == {18.0}

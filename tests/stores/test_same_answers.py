@@ -1,4 +1,4 @@
-"""Memory and SQLite give the same answers to the same questions: each is the other's specification."""
+"""Memory, SQLite and `BasicStore` give the same answers to the same questions: each is the others' specification."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+from dict_store import DictStore
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -124,7 +125,8 @@ async def everything(store: Store) -> list[object]:
 
 async def compare(path: Path, steps: list[Any]) -> None:
     clock = Clock()
-    stores: list[Store] = [MemoryStore(clock=clock), SQLiteStore(path, synchronous="NORMAL", clock=clock)]
+    sqlite = SQLiteStore(path, synchronous="NORMAL", clock=clock)
+    stores: list[Store] = [MemoryStore(clock=clock), sqlite, DictStore(clock=clock)]
     try:
         for step in steps:
             if step[0] == "pass":
@@ -136,14 +138,15 @@ async def compare(path: Path, steps: list[Any]) -> None:
                     outcomes.append(await answer(store, step))
                 except FlowletError as error:
                     outcomes.append((type(error), str(error)))
-            assert outcomes[0] == outcomes[1], step
-        assert await everything(stores[0]) == await everything(stores[1])
+            assert outcomes[0] == outcomes[1] == outcomes[2], step
+        seen = [await everything(store) for store in stores]
+        assert seen[0] == seen[1] == seen[2]
     finally:
-        await stores[1].close()
+        await sqlite.close()
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
 @given(st.lists(STEPS, min_size=8, max_size=30))
-def test_memory_and_sqlite_agree(steps: list[Any]) -> None:
+def test_stores_agree(steps: list[Any]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         anyio.run(compare, Path(folder, "s.db"), steps)

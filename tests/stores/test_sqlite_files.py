@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import sqlite3
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from flowlet import Flowlet
 from flowlet.errors import EncodeError, PayloadTooLarge, StoreError, StoreUnavailable
+from flowlet.runtime.presence import Presence, new_worker_id
 from flowlet.store import New, Signal, Write
 from flowlet.stores.sqlite import SQLiteStore
 from flowlet.stores.sqlite_schema import APPLICATION_ID, SCHEMA_VERSION
@@ -104,6 +110,89 @@ async def test_a_file_that_is_no_database_is_refused(tmp_path: Path, content: by
     path.write_bytes(content)
     assert "not a SQLite database" in str(await refused(path))
     assert path.read_bytes() == content
+
+
+# Rights ---------------------------------------------------------------------------------------------
+NOBODY = 65534
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """Return a folder of an ordinary user, as which the test runs: nothing is forbidden to root."""
+    path = Path(tempfile.mkdtemp(prefix="flowlet-test-"))  # all may enter the parent, unlike that of tmp_path
+    is_root = os.geteuid() == 0
+    Presence(new_worker_id())  # imports what an ordinary user may perhaps not read
+    if is_root:
+        os.chown(path, NOBODY, NOBODY)
+        os.seteuid(NOBODY)
+    try:
+        yield path
+    finally:
+        if is_root:
+            os.seteuid(0)
+        path.chmod(0o700)
+        shutil.rmtree(path)
+
+
+@pytest.mark.skipif(not hasattr(os, "seteuid"), reason="there are no such rights here")
+@pytest.mark.parametrize(
+    ("what", "mode", "error", "advice"),
+    [
+        ("s.db", 0o444, StoreError, "is read-only; make all of them writable for the user"),
+        ("s.db", 0o000, StoreUnavailable, "directory must exist and be writable for the user"),
+        ("s.db-wal", 0o000, StoreUnavailable, r"those beside it \(-wal, -shm\)"),
+        (".", 0o555, StoreError, "is read-only; make all of them writable for the user"),
+        (".", 0o000, StoreUnavailable, "directory must exist and be writable for the user"),
+    ],
+)
+async def test_what_may_not_be_written_says_what_to_do_and_works_when_it_is_done(
+    folder: Path, what: str, mode: int, error: type[StoreError], advice: str
+) -> None:
+    path = folder / "s.db"
+    first = SQLiteStore(path)
+    await first.append(creation("a"))
+    if what != "s.db-wal":
+        await first.close()
+    before = path.read_bytes()
+    rights = (folder / what).stat().st_mode
+    (folder / what).chmod(mode)
+    store = SQLiteStore(path)
+    with pytest.raises(error, match=advice) as caught:
+        await store.append(creation("b"))
+    assert str(path) in str(caught.value)
+    assert isinstance(caught.value.__cause__, sqlite3.Error)
+    with pytest.raises(error, match=advice):
+        async with Flowlet(f"sqlite:///{path}"):
+            pass
+    (folder / what).chmod(rights)
+    assert path.read_bytes() == before
+    for file in folder.iterdir():  # SQLite gives those beside it the rights that the file has
+        file.chmod(0o644)
+    await store.append(creation("b"))
+    assert [head.id for head in await store.scan()] == ["a", "b"]
+    await store.close()
+    await first.close()
+
+
+@pytest.mark.skipif(not hasattr(os, "seteuid"), reason="there are no such rights here")
+async def test_a_file_that_may_only_be_read_is_not_brought_up_to_date(folder: Path) -> None:
+    path = folder / "s.db"
+    store = SQLiteStore(path)
+    await store.append(creation("a"))
+    await store.close()
+    with sqlite3.connect(path) as connection:
+        connection.execute("PRAGMA user_version = 1")
+        connection.execute("DROP TABLE graves")
+    connection.close()
+    before = path.read_bytes()
+    path.chmod(0o444)
+    with pytest.raises(StoreError, match="make all of them writable"):
+        await store.load("a")
+    assert path.read_bytes() == before
+    for file in folder.iterdir():
+        file.chmod(0o644)
+    assert await store.load("a") is not None
+    await store.close()
 
 
 async def test_a_directory_that_is_not_there_and_then_is(tmp_path: Path) -> None:

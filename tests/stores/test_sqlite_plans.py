@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from flowlet.store import New, Write
-from flowlet.stores import sqlite_leases, sqlite_reads
+from flowlet.stores import sqlite_leases, sqlite_prune, sqlite_reads
 from flowlet.stores.sqlite import SQLiteStore
 from flowlet.stores.sqlite_reads import Page
 
@@ -125,8 +125,8 @@ def test_a_release_meets_only_what_is_owned(connection: sqlite3.Connection) -> N
 
 def test_a_prune_costs_what_it_deletes(connection: sqlite3.Connection) -> None:
     connection.execute("BEGIN IMMEDIATE")
-    assert steps_of(connection, lambda: sqlite_leases.prune(connection, 2000.0, 1001.0, 10)) < 200
-    assert steps_of(connection, lambda: sqlite_leases.prune(connection, 2000.0, 1.0, 1000)) < 50
+    assert steps_of(connection, lambda: sqlite_prune.prune(connection, 1001.0, 10)) < 300
+    assert steps_of(connection, lambda: sqlite_prune.prune(connection, 1.0, 1000)) < 50
 
 
 @pytest.mark.parametrize("word", [None, "moved"])

@@ -9,8 +9,8 @@ from typing import Any, cast
 import pytest
 
 from flowlet.stores.bell import Bell
+from flowlet.stores.port import Ticket
 from flowlet.stores.sqlite_pace import Pace
-from flowlet.stores.sqlite_port import Ticket
 from flowlet.stores.sqlite_turn import Turn
 from flowlet.stores.sqlite_work import Append, Request
 

@@ -4,9 +4,13 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from datetime import datetime, timedelta
 from typing import assert_type
 
 from flowlet import Flowlet, Registry, Run, compensate, current_run, gather, provided, step
+from flowlet.runtime.listing import RunSummary
+from flowlet.store import PayloadCodec
 
 flow = Flowlet()
 registry = Registry()
@@ -137,3 +141,53 @@ async def gather_keeps_each_type() -> None:
     assert_type(payment, Payment)
     await gather(charge)  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType, reportCallIssue]
     await gather(count("o"))  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType, reportCallIssue]
+
+
+# ---------------------------------------------------------------- what is there
+class Sealed:
+    def encode(self, data: bytes) -> bytes:
+        return data
+
+    def decode(self, data: bytes) -> bytes:
+        return data
+
+
+class Half:
+    def encode(self, data: bytes) -> bytes:
+        return data
+
+
+async def listings() -> None:
+    assert_type(flow.runs(), AsyncIterator[RunSummary])
+    flow.runs("checkout", status="failed", after=3, limit=10)
+    flow.runs(status=["failed", "parked"])
+    flow.runs(definition=checkout)
+    flow.runs(Checkout)
+    flow.runs(assembled)
+    async for run in flow.runs(etl, status=("running", "waiting")):
+        assert_type(run.id, str)
+        assert_type(run.created, datetime)
+        assert_type(run.closed, datetime | None)
+        assert_type(run.owner, str | None)
+        assert_type(run.order, int)
+        again = [r async for r in flow.runs(status=run.status)]
+        assert_type(again, list[RunSummary])
+    flow.runs(status="done")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    flow.runs(status=["done"])  # type: ignore[list-item]  # pyright: ignore[reportArgumentType]
+    flow.runs(Receipt)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    flow.runs("checkout", "failed")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+
+
+async def pruning() -> None:
+    assert_type(await flow.prune(older_than=timedelta(days=30)), int)
+    assert_type(await flow.prune(86_400.0, limit=1000), int)
+    await flow.prune()  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    await flow.prune("30 days")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+
+def payloads() -> None:
+    codec: PayloadCodec = Sealed()
+    Flowlet(codec=codec, max_payload=1 << 20)
+    Flowlet("sqlite:///orders.db", codec=Sealed())
+    Flowlet(codec=Half())  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    Flowlet(codec=Sealed)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]

@@ -1,0 +1,3 @@
+"""`Flowlet`: the facade that joins registry, store, runs and machines. One module for each of its sides."""
+
+from flowlet.app.flowlet import Flowlet as Flowlet

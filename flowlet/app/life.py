@@ -1,0 +1,250 @@
+"""Entering and leaving a `Flowlet`, and what it is given.
+
+Law: no I/O before ``async with``; it may be entered again later, also on another event loop; nested entries count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self, TypeVar, cast, overload
+
+import anyio
+import msgspec
+
+from flowlet.assembler import Assembler
+from flowlet.core.definitions import RunDefinition
+from flowlet.core.ids import RESERVED
+from flowlet.core.retry import Seconds
+from flowlet.errors import ConfigError, Conflict, FlowletError
+from flowlet.registry import Registry
+from flowlet.runtime.logs import Log
+from flowlet.runtime.machines import Machines
+from flowlet.runtime.presence import check_name
+from flowlet.runtime.providers import Providers
+from flowlet.runtime.runs import Runs
+from flowlet.runtime.signals import Guest, drain_on_sigterm
+from flowlet.runtime.tasks import Latch, loop_token
+from flowlet.store import New, PayloadCodec, Store, Write
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeForm
+
+    from flowlet.app.flowlet import Flowlet
+
+from flowlet.app.arguments import coded, seconds_of, smaller, store_of
+
+T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Life(Assembler):
+    """A `Flowlet` that can be entered; its sides add what can be done with it."""
+
+    def __init__(
+        self,
+        store: str | Store = "memory://",
+        /,
+        *,
+        registry: Registry | None = None,
+        lease: Seconds = 10.0,
+        grace: Seconds = 5.0,
+        name: str | None = None,
+        drain_on_sigterm: bool = True,
+        codec: PayloadCodec | None = None,
+        max_payload: int | None = None,
+    ) -> None:
+        self.store: Store = store_of(store, "Flowlet")
+        if codec is not None:
+            self.store = coded(self.store, codec)
+        self._max_payload = smaller(max_payload, self.store.capabilities.max_payload)
+        if registry is not None and not isinstance(registry, Registry):
+            raise ConfigError(f"registry= takes a flowlet.Registry, not {registry!r}")
+        self._registry = Registry() if registry is None else registry
+        self._registry.attach(cast("Flowlet", self))
+        self._lease, self._grace = seconds_of(lease, "lease"), seconds_of(grace, "grace")
+        if self._lease == 0:
+            raise ConfigError("lease: must be more than 0 seconds")
+        self._name, self._drain_on_sigterm = check_name(name), drain_on_sigterm
+        self._guest: Guest | None = None
+        self._log = Log()
+        self._providers = Providers()
+        from flowlet.app.flowlet import Flowlet  # which is made of this
+
+        self._providers.add_reference(Flowlet, self)
+        self._entered = 0
+        self._changing: Latch | None = None
+        self._loop: object = None
+        self._runs: Runs | None = None
+        self._machines: Machines | None = None
+
+    @property
+    def registry(self) -> Registry:
+        """The registry whose definitions run here."""
+        return self._registry
+
+    async def __aenter__(self) -> Self:
+        token = loop_token()
+        while self._entered or self._changing is not None:
+            if token is not self._loop:
+                raise FlowletError("this Flowlet is live on another event loop; make one Flowlet per loop")
+            if self._changing is None:
+                self._entered += 1
+                return self
+            await self._changing.wait()  # another task opens or closes it
+        self._loop = token
+        self._changing = Latch()
+        try:
+            await self._open()
+        except BaseException:
+            self._runs = self._machines = None
+            await self.store.close()
+            raise
+        else:
+            self._entered = 1
+        finally:
+            self._changed()
+        return self
+
+    async def __aexit__(
+        self, t: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None, /
+    ) -> None:
+        self._entered -= 1
+        if self._entered:
+            return
+        runs = self._open_runs
+        self._changing = Latch()
+        # The rest must happen even if this task is cancelled, or leases would outlive their owner.
+        with anyio.CancelScope(shield=True):
+            try:
+                await runs.close(self._grace)
+            finally:
+                self._runs = self._machines = None
+                try:
+                    await self.store.close()
+                finally:
+                    self._changed()
+                    guest, self._guest = self._guest, None
+                    if guest is not None:
+                        guest.leave()
+
+    def _changed(self) -> None:
+        """Let the tasks go on that waited for this one to open or close."""
+        assert self._changing is not None
+        self._changing.set()
+        self._changing = None
+
+    async def _open(self) -> None:
+        self._log.refresh()
+        self._check_capabilities()
+        # Nothing below holds this object: a Flowlet that is let go must not be found by direct calls.
+        registry, provide = self._registry, self._providers.provide
+        runs = Runs(self.store, registry.find_run, provide, self._log, self._lease, registry.runnable, self._name)
+        machines = Machines(
+            self.store,
+            now=runs.now,
+            worker=lambda: runs.worker.id,
+            log=self._log,
+            provide=provide,
+            max_payload=self._max_payload,
+        )
+        runs.max_payload = self._max_payload
+        self._runs, self._machines = runs, machines
+        await self._store_definitions()
+        await runs.open()
+        # The signal's handler must not hold this object either, which may be let go without having been left.
+        self._guest = drain_on_sigterm(partial(runs.drain, self._grace)) if self._drain_on_sigterm else None
+
+    def _check_capabilities(self) -> None:
+        """Refuse definitions that need of the store what it cannot do.
+
+        Raises:
+            ConfigError: there are some.
+        """
+        if self.store.capabilities.transactional:
+            return
+        runs = [d for d in self._registry.definitions.values() if isinstance(d, RunDefinition)]
+        steps = ", ".join(f"{s.name!r} of {d.name!r}" for d in runs for s in d.steps.values() if s.transactional)
+        if steps:
+            raise ConfigError(
+                f"{type(self.store).__qualname__} takes part in nobody's transaction (its capabilities say "
+                f"transactional=False), but these steps are transactional=True: {steps}; use a store that does, such "
+                "as sqlite://, or at_most_once=True"
+            )
+
+    async def drain(self) -> None:
+        """Begin no further step, let running ones end within the grace time, and give every run back.
+
+        For a program that handles its signals itself; SIGTERM does it where nothing else handles it. Runs that are
+        not in the middle of a step are given back at once, so that other processes go on with them. Nothing fails
+        and nothing is compensated: who waits here for a run that has not ended gets a `RunError`. Afterwards this
+        Flowlet still reads, but starts no run until it has been left and entered again. Calling it again is allowed.
+
+        Example:
+            >>> import anyio
+            >>> from flowlet import Flowlet
+            >>> flow = Flowlet()
+            >>> async def main() -> None:
+            ...     async with flow:
+            ...         await flow.drain()
+            >>> anyio.run(main)
+        """
+        await self._open_runs.drain(self._grace)
+
+    async def _store_definitions(self) -> None:
+        """Keep each definition as JSON beside its runs, so that tools read a store without this code."""
+        for definition in list(self._registry.definitions.values()):
+            exported = msgspec.json.encode(definition.export(), order="sorted")
+            kind = definition.export().get("kind", "machine")
+            id = f"{RESERVED}{kind}/{definition.name}/{definition.version}"
+            stored = await self.store.load(id, limit=0)
+            if stored is not None and stored.snapshot == exported:
+                continue
+            new = New("definition", definition.name, str(definition.version)) if stored is None else None
+            expect = 0 if stored is None else stored.head.version
+            try:
+                await self.store.append(
+                    (Write(id=id, expect=expect, create=new, records=(exported,), snapshot=exported),)
+                )
+            except Conflict:
+                continue  # another process has just written it
+
+    @property
+    def _open_runs(self) -> Runs:
+        if self._runs is None:
+            raise FlowletError("this Flowlet is not open: use it inside `async with flow:`")
+        return self._runs
+
+    @property
+    def _open_machines(self) -> Machines:
+        if self._machines is None:
+            raise FlowletError("this Flowlet is not open: use it inside `async with flow:`")
+        return self._machines
+
+    @property
+    def _open_store(self) -> Store:
+        if self._runs is None:
+            raise FlowletError("this Flowlet is not open: use it inside `async with flow:`")
+        return self.store
+
+    @overload
+    def provide(self, factory: F, /) -> F: ...
+    @overload
+    def provide(self, key: TypeForm[T], value: T, /) -> None: ...
+    def provide(self, *args: Any) -> Any:
+        """Give the value for parameters ``= provided`` of a type, or mark a function that makes it once.
+
+        Example:
+            >>> from flowlet import Flowlet
+            >>> flow = Flowlet()
+            >>> class Gateway: ...
+            >>> flow.provide(Gateway, Gateway())
+        """
+        if len(args) == 2:
+            self._providers.add_value(*args)
+            return None
+        if len(args) != 1:
+            raise TypeError("provide() takes a type and its value, or a function that makes the value")
+        self._providers.add_factory(args[0])
+        return args[0]

@@ -1,0 +1,84 @@
+"""The machines of a `Flowlet`."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any, TypeVar, cast, overload
+
+from flowlet.app.life import Life
+from flowlet.core.machine import Transition
+from flowlet.errors import MachineError
+
+M = TypeVar("M")
+
+
+class MachineSide(Life):
+    """What a `Flowlet` does with machines."""
+
+    @overload
+    async def create(self, machine: type[M], /, *, id: str | None = None, **data: Any) -> M: ...
+    @overload
+    async def create(self, machine: M, /, *, id: str | None = None) -> M: ...
+    async def create(self, machine: Any, /, *, id: str | None = None, **data: Any) -> Any:
+        """Make a machine durable: from now on each transition is committed to the store.
+
+        The same id with equal data gives the machine as it is.
+
+        Args:
+            machine: an object of an assembled class, or the class and the object's data.
+            id: unique in the store; one is made up when it is not given.
+
+        Raises:
+            IdConflict: the id is taken by another definition or was created with other data.
+
+        Example:
+            >>> import anyio
+            >>> from flowlet import Flowlet, state, transition
+            >>> flow = Flowlet()
+            >>> @flow.machine
+            ... class Parcel:
+            ...     @state(initial=True)
+            ...     class Packed: ...
+            ...     @state(final=True)
+            ...     class Sent: ...
+            ...     @transition(Packed, Sent)
+            ...     async def send(self) -> str:
+            ...         return "on its way"
+            >>> async def main() -> None:
+            ...     async with flow:
+            ...         parcel = await flow.create(Parcel(), id="p-1")
+            ...         print(await parcel.send())
+            >>> anyio.run(main)
+            on its way
+        """
+        if data and not isinstance(machine, type):
+            raise MachineError(
+                f"create() takes the data {', '.join(data)} with a class; set it on the object, or pass the class"
+            )
+        return await self._open_machines.create(machine, id=id, data=data)
+
+    async def load(self, machine: type[M], id: str, /) -> M:
+        """Return the machine with this id, as its history says.
+
+        Raises:
+            RunNotFound: there is none.
+            IdConflict: the id belongs to another definition.
+            HistoryMismatch: its history does not fit the definition.
+        """
+        return cast(M, await self._open_machines.load(machine, id))
+
+    def history(self, id: str, /) -> AsyncIterator[Transition]:
+        """Yield a machine's transitions in order, without loading them all.
+
+        Raises:
+            RunNotFound: there is no such machine.
+        """
+        return self._open_machines.history(id)
+
+    def machines(self, machine: type[Any], /, *, state: Any = None) -> AsyncIterator[str]:
+        """Yield the ids of the machines of a class, in the order of their creation.
+
+        Args:
+            state: only those that are in this state.
+        """
+        return self._open_machines.machines(machine, state=state)

@@ -1,0 +1,66 @@
+"""kill -9 around pivots, steps that run at most once, and transactions: nothing is done twice, or half.
+
+What is killed, who answers and what is judged is in `once`; here it is only asked for.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeAlias
+
+import pytest
+
+import flowlet
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+
+HERE = Path(__file__).parent
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(flowlet.__file__).parent.parent)}
+
+# The least number of kills that each comes to: its writes, and its effects.
+SWEEPS = {
+    ("pivot", "asyncio"): 10 + 6,
+    ("pivot_in_gather", "trio"): 8 + 5,
+    ("pivot_undone", "asyncio"): 11 + 6,
+    ("at_most_once", "asyncio"): 8 + 5,
+    ("at_most_once", "trio"): 8 + 5,
+    ("transactional", "asyncio"): 9 + 13,
+    ("transactional_threads", "trio"): 4 + 4,
+}
+Sweep: TypeAlias = tuple[str, str]
+
+
+def run_sweep(sweep: Sweep, folder: Path) -> subprocess.CompletedProcess[str]:
+    folder.mkdir()
+    command = [sys.executable, str(HERE / "once.py"), sweep[0], str(folder), sweep[1]]
+    return subprocess.run(command, capture_output=True, text=True, timeout=100, env=ENVIRONMENT)
+
+
+@pytest.fixture(scope="module")
+def sweeps(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[[Sweep], Future[subprocess.CompletedProcess[str]]]]:
+    """Make those that were asked for side by side, as many as there are processors."""
+    folder = tmp_path_factory.mktemp("once")
+    mine = [i for i in request.session.items if i.fspath == request.path]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        wanted = [i.callspec.params["sweep"] for i in mine if "sweep" in getattr(i, "fixturenames", ())]
+        futures = {sweep: pool.submit(run_sweep, sweep, folder / "-".join(sweep)) for sweep in wanted}
+        yield futures.__getitem__
+        pool.shutdown(cancel_futures=True)
+
+
+@pytest.mark.parametrize("sweep", SWEEPS, ids="-".join)
+def test_killed_behind_every_write_and_every_effect(
+    sweep: Sweep, sweeps: Callable[[Sweep], Future[subprocess.CompletedProcess[str]]]
+) -> None:
+    done = sweeps(sweep).result()
+    assert done.returncode == 0, done.stderr[-4000:]
+    counts = json.loads(done.stdout.splitlines()[-1])
+    assert counts["kills"] >= SWEEPS[sweep], counts
