@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,6 +19,27 @@ def anyio_backend(request: pytest.FixtureRequest) -> str:
     """Run each test marked ``anyio`` on asyncio and on trio."""
     name: str = request.param
     return name
+
+
+@pytest.fixture(autouse=True)
+def _structlog_stays_unconfigured() -> Iterator[None]:
+    """Fail the test that leaves structlog configured: later ones would find flowlet talking."""
+    yield
+    structlog = sys.modules.get("structlog")  # not imported here: whether it has been is a question of some tests
+    if structlog is not None and structlog.is_configured():
+        structlog.reset_defaults()
+        pytest.fail("this test has left structlog configured: use the fixture `events`")
+
+
+@pytest.fixture
+def events() -> Iterator[list[Any]]:
+    """Configure structlog, as a user would, and collect what is logged."""
+    import structlog
+
+    capture = structlog.testing.LogCapture()
+    structlog.configure(processors=[capture])
+    yield capture.entries
+    structlog.reset_defaults()
 
 
 @pytest.fixture(scope="session")

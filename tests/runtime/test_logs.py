@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +19,6 @@ pytestmark = pytest.mark.anyio
 
 class Broken(Exception):
     pass
-
-
-@pytest.fixture
-def events() -> Iterator[list[Any]]:
-    """Configure structlog, as a user would, and collect what is logged."""
-    capture = LogCapture()
-    structlog.configure(processors=[capture])
-    yield capture.entries
-    structlog.reset_defaults()
 
 
 def program(flow: Flowlet, *, refundable: bool = True) -> tuple[Any, Any]:
