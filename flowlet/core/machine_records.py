@@ -123,13 +123,15 @@ class Fold:
         data: the encoded data after them.
         raised: what is still to be handled.
         keys: trigger and result of what runs have fired, by their key.
+        at: the time of the last record, in seconds of the store's clock.
     """
 
-    __slots__ = ("configuration", "data", "definition", "id", "keys", "raised", "version")
+    __slots__ = ("at", "configuration", "data", "definition", "id", "keys", "raised", "version")
 
     def __init__(self, definition: MachineDefinition, id: str) -> None:
         self.definition, self.id = definition, id
         self.version = 0
+        self.at = 0.0
         self.configuration: Configuration = definition.initial
         self.data = NO_DATA
         self.raised: tuple[Pending, ...] = ()
@@ -150,7 +152,7 @@ class Fold:
             number = self.version + 1
             record = read_record(data, number, self.id)
             self._apply(self._migrated(record), number)
-            self.version = number
+            self.version, self.at = number, record.at
 
     def values(self) -> tuple[Any, ...]:
         """Decode the data to the values of the attributes.

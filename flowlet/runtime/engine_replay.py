@@ -214,6 +214,10 @@ class ReplayingEngine:
         """Return the time of the last record the run has seen."""
         return self._runner.now
 
+    def tick(self) -> float:
+        """Read the store's clock for a record."""
+        return self._runner.tick()
+
     def decided(self) -> Exception | None:
         """Return why the run unwinds, if its history says that it does where the body has returned."""
         self._forget_patches()

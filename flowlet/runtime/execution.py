@@ -357,7 +357,7 @@ class Execution:
             engine.check_end()
             check_size(value, self._host.max_payload, f"the result of run {self.journal.id!r}", FRAME)
             try:
-                await self._end("completed", ("completed", self._host.now(), value, None))
+                await self._end("completed", ("completed", engine.tick(), value, None))
             except SignalArrived:
                 await self._host.look(self)
                 continue
@@ -413,7 +413,7 @@ class Execution:
             status = "cancelled"
         while True:
             try:
-                await self._end(status, (status, self._host.now(), None, engine.describe(error)))
+                await self._end(status, (status, engine.tick(), None, engine.describe(error)))
             except SignalArrived:
                 await self._host.look(self)
             else:
@@ -462,6 +462,10 @@ class Execution:
         else:
             self._leave("left", RunError(f"run {self.journal.id!r} goes on when its Flowlet is entered again"))
 
+    def _tick(self) -> float:
+        """Read the store's clock for a record, of a run whose history may be unread."""
+        return self._host.now() if self._engine is None else self._engine.tick()
+
     async def _await_operator(self, trouble: Unresolved) -> None:
         """Leave the run until its operator has answered a question."""
         question = trouble.question
@@ -471,7 +475,7 @@ class Execution:
             error = None if question.error is None else fit(describe_failure(question.error), part)
             errors = fit_all([describe_failure(e) for e in question.errors], part)
             reason = fit_text(question.reason, part)
-            fields = (question.status, self._host.now(), reason, question.steps, errors, error)
+            fields = (question.status, self._tick(), reason, question.steps, errors, error)
             record = pack(("q", *fields))
         await self._set_aside(question.status, record, question.reason, stuck_error(question), question.steps)
 
@@ -492,7 +496,7 @@ class Execution:
             self.journal.pending.clear()
         parked = RunParked(reason)
         parked.__cause__ = error
-        record = pack(("p", fit_text(reason, self._host.max_payload), self._host.now())) if is_readable else None
+        record = pack(("p", fit_text(reason, self._host.max_payload), self._tick())) if is_readable else None
         await self._set_aside(status, record, reason, parked)
 
     async def _set_aside(

@@ -37,7 +37,7 @@ class Bond:
         raised: what that record says is still to be handled.
         keys: trigger and encoded result of what runs have fired, by their key.
         conflict: the last conflict of an append of this bond.
-        at: the time of the last record of this bond, in seconds of the store's clock.
+        at: the time of the last transition, in seconds of the store's clock.
         leased: this process owns the machine at the moment.
         fence: that must not have moved, if it is known.
     """
@@ -98,7 +98,8 @@ class Bond:
         values = definition.data.values(machine)
         data = definition.data.encode(values)
         state = definition.initial
-        record = self.pack(Created(state.state, office.now(), office.token, definition.version, data), "the creation")
+        self.at = office.now()
+        record = self.pack(Created(state.state, self.at, office.token, definition.version, data), "the creation")
         write = Write(
             id=self.id,
             expect=0,
@@ -135,7 +136,7 @@ class Bond:
         """
         office = self.office
         values, data = self.changed(machine)
-        at = office.now()
+        at = max(self.at, office.now())
         record = Moved(
             plan.event,
             plan.source.state,
@@ -173,7 +174,7 @@ class Bond:
             if data is None and not self.raised:
                 return
             state: str = machine._flowlet_state.state
-            record = Settled(state, self.office.now(), self.office.token, self.definition.version, data)
+            record = Settled(state, max(self.at, self.office.now()), self.office.token, self.definition.version, data)
             packed = self.pack(record, "what its hooks have assigned")
             await self._append(self._special_write(record, packed, machine._flowlet_state))
         except Exception as error:
@@ -322,6 +323,7 @@ class Bond:
         fold = Fold(self.definition, self.id)
         if self.version:
             fold.version, fold.data, fold.raised, fold.keys = self.version, self.data, self.raised, self.keys
+            fold.at = self.at
             fold.configuration = self._known(machine)
         fold.add(stored.records, stored.head.version)
         values = fold.values()
@@ -337,7 +339,7 @@ class Bond:
     def take(self, fold: Fold, values: tuple[Any, ...]) -> None:
         """Know what a fold of the history knows."""
         self.version, self.data, self.raised, self.keys = fold.version, fold.data, fold.raised, fold.keys
-        self.values = values
+        self.values, self.at = values, fold.at
         self.stale = False
 
     def recall_raised(self) -> Iterator[Raised]:

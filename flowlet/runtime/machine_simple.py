@@ -207,6 +207,8 @@ async def move_stored(machine: Any, bond: Bond, way: Stored, args: tuple[Any, ..
             except Exception:
                 values, data = bond.changed(machine)  # which says what is wrong
             at = office.now()
+            if at < bond.at:
+                at = bond.at
             actor = None if plan.parameters.actor is None else plan.parameters.who(args, kwargs)
             record = Moved(event, left, reached, at, office.token, bond.definition.version, data, actor)
             packed = pack(record)

@@ -202,14 +202,14 @@ class Orders:
         self, head: Head, last: RunRecord | None, action: Action, step: str | None = None, value: bytes | None = None
     ) -> None:
         # A run that was set aside because it could not be read has no question on record, so no answer goes there.
-        asked = isinstance(last, (Parked, Attention))
-        if not asked and action != "retry":
+        asked = last if isinstance(last, (Parked, Attention)) else None
+        if asked is None and action != "retry":
             raise RunError(f"the history of run {head.id!r} cannot be read here; mend that and resume() first")
         forward = action != "compensate" and head.status != "compensation_failed"
         write = Write(
             id=head.id,
             expect=head.version,
-            records=(pack(Resolved(action, self._host.now(), step, value)),) if asked else (),
+            records=() if asked is None else (pack(Resolved(action, max(asked.at, self._host.now()), step, value)),),
             status="running" if forward else COMPENSATING,
             wake=0.0,
         )

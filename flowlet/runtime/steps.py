@@ -314,7 +314,10 @@ class StepRunner:
         else:
             ended = perf_counter()
             if at is None:
-                self.now = at = self._host.epoch + ended
+                at = self._host.epoch + ended
+                if at < self.now:  # written by a process that reads the store's clock a little later
+                    at = self.now
+                self.now = at
             data = call.input
             seen = data if len(data) <= 32 else digest(data)
             kept = None if call.definition.compensation is None else data
@@ -360,8 +363,8 @@ class StepRunner:
         return self._pack("b", start, call)
 
     def tick(self) -> float:
-        """Read the store's clock for a record."""
-        self.now = now = self._host.epoch + perf_counter()
+        """Read the store's clock for a record, which is never older than the one before it."""
+        self.now = now = max(self.now, self._host.epoch + perf_counter())
         return now
 
 

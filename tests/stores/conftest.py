@@ -1,22 +1,19 @@
-"""Help for the tests of the stores: other processes, and a loop that notices when it is held up."""
+"""Help for the tests of the stores: other processes."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeAlias
 
-import anyio
 import pytest
 
 import flowlet
 
 Start: TypeAlias = Callable[..., "subprocess.Popen[str]"]
-Ticker: TypeAlias = Callable[[], AbstractAsyncContextManager[list[float]]]
 
 
 @pytest.fixture
@@ -41,27 +38,3 @@ def start() -> Iterator[Start]:
     for process in started:
         process.kill()
         process.communicate()
-
-
-@pytest.fixture
-def ticker() -> Ticker:
-    """Tick every 10 ms while the body runs; the list it gives has the seconds between two ticks."""
-
-    @asynccontextmanager
-    async def tick() -> AsyncIterator[list[float]]:
-        gaps: list[float] = []
-
-        async def go_on() -> None:
-            last = anyio.current_time()
-            while True:
-                await anyio.sleep(0.01)
-                now = anyio.current_time()
-                gaps.append(now - last)
-                last = now
-
-        async with anyio.create_task_group() as group:
-            group.start_soon(go_on)
-            yield gaps
-            group.cancel_scope.cancel()
-
-    return tick

@@ -8,12 +8,13 @@ import subprocess
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, closing
+from contextlib import closing
 from pathlib import Path
 from typing import TypeAlias
 
 import anyio
 import pytest
+from stillness import watched
 
 from flowlet.errors import Conflict, StoreUnavailable
 from flowlet.store import New, Signal, Write
@@ -22,7 +23,6 @@ from flowlet.stores.sqlite import SQLiteStore
 from flowlet.stores.sqlite_pace import Pace
 
 Start: TypeAlias = Callable[..., "subprocess.Popen[str]"]
-Ticker: TypeAlias = Callable[[], AbstractAsyncContextManager[list[float]]]
 
 pytestmark = pytest.mark.anyio
 
@@ -250,24 +250,22 @@ async def test_waiting_under_a_cancelled_scope_does_not_spin(store: SQLiteStore)
 
 
 # Locks --------------------------------------------------------------------------------------------
-async def test_a_lock_of_another_process_is_waited_for_and_the_loop_goes_on(
-    store: SQLiteStore, start: Start, ticker: Ticker
-) -> None:
+async def test_a_lock_of_another_process_is_waited_for_and_the_loop_goes_on(store: SQLiteStore, start: Start) -> None:
     for expect in range(1, 11):  # commits are known to be short: the next would be made in the loop's thread
         await store.append([Write(id="a", expect=expect, records=[b"x"])])
     process = start("lock", store.path, 3)
     assert process.stdout is not None
     assert await anyio.to_thread.run_sync(process.stdout.readline) == "locked\n"
     began = time.monotonic()
-    async with ticker() as gaps, anyio.create_task_group() as group:
+    async with watched() as spans, anyio.create_task_group() as group:
         for n in range(5):
             group.start_soon(store.append, [Write(id=f"id-{n}", expect=0, create=RUN, records=[b"1"])])
         await anyio.sleep(0.5)
         assert await version(store) == 11, "reads go on"
         assert await store.load("id-0") is None
     assert time.monotonic() - began > 2
-    assert len(gaps) > 100
-    assert max(gaps) < STALL
+    assert len(spans.all) > 100
+    assert spans.longest() < STALL
     assert len(await store.scan()) == 6
 
 
@@ -305,8 +303,8 @@ async def test_commits_come_back_to_the_loop_after_a_lock(store: SQLiteStore) ->
     assert store.inline_commits > inline
 
 
-async def test_a_loop_with_large_values_and_many_appends_goes_on(store: SQLiteStore, ticker: Ticker) -> None:
-    async with ticker() as gaps:
+async def test_a_loop_with_large_values_and_many_appends_goes_on(store: SQLiteStore) -> None:
+    async with watched() as spans:
         async with anyio.create_task_group() as group:
             for n in range(300):
                 group.start_soon(store.append, [Write(id=f"id-{n}", expect=0, create=RUN, records=[b"x" * 100] * 5)])
@@ -314,7 +312,7 @@ async def test_a_loop_with_large_values_and_many_appends_goes_on(store: SQLiteSt
                 await store.append([Write(id="a", expect=n + 1, records=[bytes(16 << 20)])])
                 await store.load("a", after=n + 1)
         await store.scan(limit=1000)
-    assert max(gaps) < STALL
+    assert spans.longest() < STALL
 
 
 async def test_the_writers_thread_does_not_starve_beside_a_busy_loop(store: SQLiteStore, place: str) -> None:
