@@ -12,7 +12,7 @@ from flowlet.core.marks import compensate, guard, state, step, transition
 from flowlet.core.retry import Retry
 from flowlet.core.run import Run, current_run, gather
 from flowlet.registry import Registry
-from flowlet.runtime.machine_questions import available_events, can, fire, in_state, raise_event
+from flowlet.runtime.machine_questions import available_events, can, fire, in_state, raise_event, states_of
 
 __version__ = "0.1.0"
 
@@ -36,6 +36,7 @@ __all__ = [
     "provided",
     "raise_event",
     "state",
+    "states_of",
     "step",
     "transition",
 ]

@@ -118,6 +118,7 @@ class Life(Assembler):
         # The rest must happen even if this task is cancelled, or leases would outlive their owner.
         with anyio.CancelScope(shield=True):
             try:
+                await self._open_machines.close()
                 await runs.close(self._grace)
             finally:
                 self._runs = self._machines = None

@@ -11,13 +11,15 @@ from typing import Any, TypeAlias
 
 import msgspec
 
-from flowlet.core.chart import Candidate, Plans
+from flowlet.core.chart import Candidate, Landing, Plans
 from flowlet.core.codec import Codec
+from flowlet.core.configurations import Configuration, Configurations
 from flowlet.core.faults import nearest
 from flowlet.core.hooks import EventParameters, Transition
 from flowlet.core.machine_data import DataShape, Snapshot
 from flowlet.core.marks import Trigger
-from flowlet.core.states import Configuration, State, States
+from flowlet.core.statechart import Statechart
+from flowlet.core.states import State, States
 from flowlet.errors import MachineError
 
 __all__ = ["MachineDefinition", "Migration", "Transition"]
@@ -36,6 +38,9 @@ class MachineDefinition(msgspec.Struct, frozen=True, eq=False, weakref=True):
     Attributes:
         cls: the user's class.
         version: the definition version, which every record carries.
+        initial: the configuration of a new object; `Configuration.fresh` when starting it has something to do.
+        start: what that is.
+        chart: of a machine with nested states, timers and the like; None for a flat one.
         plans: by event, then by configuration: the candidates in the order they are tried.
         method_plans: the same for the candidates of one trigger method.
         methods: the trigger methods, by name.
@@ -51,8 +56,10 @@ class MachineDefinition(msgspec.Struct, frozen=True, eq=False, weakref=True):
     version: int
     states: States
     initial: Configuration
-    configurations: Mapping[str, Configuration]
+    start: Landing
+    configurations: Configurations
     candidates: tuple[Candidate, ...]
+    chart: Statechart | None
     plans: Mapping[str, Plans]
     method_plans: Mapping[str, Plans]
     methods: Mapping[str, Trigger]
@@ -67,14 +74,6 @@ class MachineDefinition(msgspec.Struct, frozen=True, eq=False, weakref=True):
     def events(self) -> tuple[str, ...]:
         """The names of all events."""
         return tuple(self.plans)
-
-    def configuration(self, ref: Any) -> Configuration:
-        """Return the configuration for a state, given as class, Enum member or name.
-
-        Raises:
-            MachineError: it is no state of this machine.
-        """
-        return self.configurations[self.state(ref).name]
 
     def state(self, ref: Any) -> State:
         """Return the state for a class, an Enum member or a name.
@@ -98,11 +97,27 @@ class MachineDefinition(msgspec.Struct, frozen=True, eq=False, weakref=True):
             raise MachineError(f"{self.name} has no event {name!r}{nearest(str(name), self.plans)}")
         return plans
 
-    def targets(self, event: str, source: str) -> set[str]:
-        """Return the states in which an event can leave a machine that was in ``source``."""
-        configuration = self.configurations.get(source)
-        plans = self.plans.get(event, {}).get(configuration, ()) if configuration is not None else ()
-        return {p.target.state for p in plans} | {p.failed.state for p in plans if p.failed is not None}
+    def covers(self, word: str, state: State) -> bool:
+        """Say whether a machine whose head has this word is in a state."""
+        try:
+            return state.name in self.configurations[word].names
+        except KeyError:
+            return False
+
+    def knows(self, event: str) -> bool:
+        """Say whether there is a transition with this event, or one that happens by itself and is called like it."""
+        return event in self.plans or any(c.event == event for c in self.candidates)
+
+    def may(self, event: str, source: Configuration, target: str) -> bool:
+        """Say whether an event can have led from a configuration to another, whatever guards have said."""
+        if self.chart is not None:
+            return self.chart.may(event, source, target)
+        return target in self.targets(event, source)
+
+    def targets(self, event: str, source: Configuration) -> set[str]:
+        """Return the states in which an event can leave a flat machine."""
+        plans = self.plans[event].get(source, ()) if event in self.plans else ()
+        return {p.target.state for p in plans} | {p.rescue.target.state for p in plans if p.rescue is not None}
 
     def export(self) -> dict[str, Any]:
         """Describe the machine as plain data that JSON can hold, for tools that have not got the class."""
@@ -111,10 +126,24 @@ class MachineDefinition(msgspec.Struct, frozen=True, eq=False, weakref=True):
             "name": self.name,
             "version": self.version,
             "initial": self.initial.state,
-            "states": [{"name": s.name, "final": s.final} for s in self.states.by_name.values()],
+            "states": [self._export_state(s) for s in self.states.by_name.values()],
             "events": list(self.events),
             "transitions": [_export_candidate(c) for c in self.candidates],
             "data": list(self.data.names),
+        }
+
+    def _export_state(self, state: State) -> dict[str, Any]:
+        nodes = self.states.tree.nodes
+        node = nodes[state.number]
+        around = nodes[node.ancestors[0]]
+        invoke = state.mark.invoke
+        return {
+            "name": state.name,
+            "parent": state.parent,
+            "type": state.kind,
+            "initial": around.kind == "compound" and state.number in around.default,
+            "default": [nodes[n].name for n in node.default],
+            "invoke": None if invoke is None else invoke if isinstance(invoke, str) else _title(invoke),
         }
 
 
@@ -123,9 +152,16 @@ def _export_candidate(candidate: Candidate) -> dict[str, Any]:
     return {
         "event": candidate.event,
         "method": candidate.method,
-        "source": candidate.source.name,
-        "target": None if candidate.target is None else candidate.target.name,
+        "source": "*" if candidate.source is None else candidate.source.name,
+        "targets": [t.name for t in candidate.targets],
         "guards": guards,
+        "internal": candidate.internal,
+        "kind": candidate.cause,
+        "after": candidate.after,
         "exclusive": candidate.exclusive,
         "on_error": None if candidate.on_error is None else candidate.on_error.name,
     }
+
+
+def _title(invoked: Any) -> str:
+    return str(getattr(invoked, "__name__", None) or getattr(invoked, "name", None) or invoked)

@@ -14,10 +14,12 @@ from typing import Any
 import msgspec
 
 from flowlet.core.chart import Candidate, Hooks
+from flowlet.core.chart_checks import arrows_of, entered_by, exited_by, names_of
 from flowlet.core.faults import Faults, describe, nearest
-from flowlet.core.hooks import Callback, EventParameters, bind
+from flowlet.core.hooks import Callback, EventParameters, bind, event_parameters
 from flowlet.core.marks import TRANSITIONS
-from flowlet.core.states import State
+from flowlet.core.states import WITHIN, States
+from flowlet.core.tree import Tree
 
 ENTER, EXIT, TRANSITION, LOAD = "on_enter_", "on_exit_", "on_transition", "on_load"
 
@@ -30,9 +32,11 @@ class HookFunctions(msgspec.Struct, frozen=True, eq=False):
     transition: Any
 
 
-def collect_hooks(cls: type, members: Mapping[str, Any], states: Mapping[str, State], faults: Faults) -> HookFunctions:
+def collect_hooks(cls: type, members: Mapping[str, Any], states: States, faults: Faults) -> HookFunctions:
     """Find the hooks of a class, noting those that name no state."""
-    slugs = {state.slug: state.name for state in states.values()}
+    slugs = states.slugs()
+    names = {n.rpartition(WITHIN)[2]: word for word, n in slugs.items()}
+    names.update({n: word for word, n in slugs.items()})
     enter: dict[str, Any] = {}
     exits: dict[str, Any] = {}
     known = [TRANSITION, LOAD, *(p + s for p in (ENTER, EXIT) for s in slugs)]
@@ -45,9 +49,13 @@ def collect_hooks(cls: type, members: Mapping[str, Any], states: Mapping[str, St
         if prefix is None:
             _check_near(cls, name, known, faults)
         elif name[len(prefix) :] in slugs:
-            (enter if prefix == ENTER else exits)[slugs[name[len(prefix) :]]] = member
-        elif name.lower() in known or name[len(prefix) :] in states:
-            right = prefix + (states[n].slug if (n := name[len(prefix) :]) in states else n.lower())
+            found = enter if prefix == ENTER else exits
+            state = slugs[name[len(prefix) :]]
+            if state in found:
+                faults.add(f"{describe(cls)}.{name}", f"state {state!r} has this hook already, under another name")
+            found[state] = member
+        elif name.lower() in known or name[len(prefix) :] in names:
+            right = prefix + (names[n] if (n := name[len(prefix) :]) in names else n.lower())
             faults.add(f"{describe(cls)}.{name}", f"hooks are named in lower case; call it {right!r}")
         else:
             faults.add(f"{describe(cls)}.{name}", f"it is the hook of no state{nearest(name, known)}")
@@ -80,14 +88,15 @@ def bind_hooks(
     method: str,
     parameters: EventParameters,
     candidates: Iterable[Candidate],
+    tree: Tree,
     namespace: Mapping[str, Any],
     faults: Faults,
 ) -> Hooks:
     """Bind the hooks that the candidates of one trigger can run to what that trigger is given."""
     cause = f"; it is caused by {method!r}, which has no such argument"
-    mine = [c for c in candidates if c.method == method]
-    entered = {s.name for c in mine for s in (c.target, c.on_error) if s is not None}
-    left = {c.source.name for c in mine if c.target is not None}
+    arrows = [a for some in arrows_of([c for c in candidates if c.method == method]).values() for a in some]
+    entered = {name for arrow in arrows for name in names_of(tree, entered_by(tree, arrow))}
+    left = {name for arrow in arrows for name in names_of(tree, exited_by(tree, arrow))}
 
     def bound(name: str, function: Any) -> Callback:
         where = f"{describe(cls)}.{name}"
@@ -103,3 +112,36 @@ def bind_hooks(
         exit={s: bound(f.__name__, f) for s, f in functions.exit.items() if s in left},
         transition=None if functions.transition is None else bound(TRANSITION, functions.transition),
     )
+
+
+def bind_start(
+    cls: type, functions: HookFunctions, tree: Tree, namespace: Mapping[str, Any], faults: Faults
+) -> dict[str, Callback]:
+    """Bind the enter hooks that run when a machine starts, when no event gives them anything."""
+    nothing = event_parameters(_start, namespace, faults)
+    found = {}
+    for name in names_of(tree, sum(1 << n for n in tree.start().enters)):
+        function = functions.enter.get(name)
+        if inspect.isfunction(function):
+            found[name] = bind(
+                function.__name__, function, nothing, namespace, faults,
+                where=f"{describe(cls)}.{function.__name__}", extras=("error",),
+                cause="; it also runs when the machine starts, where there is no event: give it a default",
+            )  # fmt: skip
+    return found
+
+
+def _start(self: Any) -> None:
+    """Stand for the event that a machine starts with."""
+
+
+def announcement(event: str) -> Callback:
+    """Make the hook that queues an event which says that something is done."""
+
+    def announce(machine: Any) -> None:
+        seat = machine._flowlet_turn
+        turn = getattr(seat, "_flowlet_turn", seat)
+        turn.queue(event)
+
+    nothing = event_parameters(_start, {}, Faults())
+    return Callback(f"announcing {event!r}", announce, False, False, False, (), nothing, True)

@@ -14,6 +14,7 @@ from typing import Any, Generic, Protocol
 
 import msgspec
 
+from flowlet.core.configurations import DEFINITION
 from flowlet.core.faults import Faults, describe
 from flowlet.core.marks import (
     COMPENSATES,
@@ -25,7 +26,6 @@ from flowlet.core.marks import (
     TransitionMark,
     Trigger,
 )
-from flowlet.core.states import DEFINITION
 
 
 class Members(msgspec.Struct, frozen=True, eq=False):
@@ -49,7 +49,7 @@ class Members(msgspec.Struct, frozen=True, eq=False):
         """Every state reference that a transition makes."""
         for mark in self.marks():
             yield from mark.sources
-            yield mark.target
+            yield from mark.targets
             yield mark.on_error
 
 

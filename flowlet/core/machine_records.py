@@ -13,10 +13,10 @@ from typing import Any, TypeAlias
 import msgspec
 
 from flowlet.core.codec import Codec, encode
+from flowlet.core.configurations import Configuration
 from flowlet.core.hooks import Transition
 from flowlet.core.machine import MachineDefinition
 from flowlet.core.machine_data import NO_DATA
-from flowlet.core.states import Configuration
 from flowlet.errors import DecodeError, HistoryMismatch
 
 __all__ = ["Created", "Fold", "Moved", "Pending", "Record", "Settled", "check_complete", "read_record", "transition_of"]
@@ -35,6 +35,20 @@ class Pending(msgspec.Struct, frozen=True, array_like=True):
     arguments: bytes
 
 
+class Timer(msgspec.Struct, frozen=True, array_like=True):
+    """Something that is to happen at a time.
+
+    Attributes:
+        key: what made it.
+        due: seconds of the store's clock.
+        event: what was raised with a delay; None for a transition marked ``after=``.
+    """
+
+    key: str
+    due: float
+    event: Pending | None = None
+
+
 class Created(msgspec.Struct, frozen=True, array_like=True, tag="c"):
     """Record 1: the machine exists, in its initial state. ``at`` is in seconds of the store's clock.
 
@@ -48,6 +62,8 @@ class Created(msgspec.Struct, frozen=True, array_like=True, tag="c"):
     token: int
     definition_version: int
     data: bytes
+    raised: tuple[Pending, ...] = ()
+    timers: tuple[Timer, ...] | None = None
 
 
 class Moved(msgspec.Struct, frozen=True, array_like=True, tag="m"):
@@ -58,6 +74,8 @@ class Moved(msgspec.Struct, frozen=True, array_like=True, tag="m"):
         actor: see `Transition.actor`.
         key: the idempotency key of the run that fired it, the trigger and its encoded result.
         raised: what has been raised and is still to be handled.
+        timers: all that run after it, None when they are what they were.
+        memory: what histories remember after it, by their names; None when it is what it was.
     """
 
     event: str
@@ -70,16 +88,19 @@ class Moved(msgspec.Struct, frozen=True, array_like=True, tag="m"):
     actor: str | None = None
     key: tuple[str, str, bytes] | None = None
     raised: tuple[Pending, ...] = ()
+    timers: tuple[Timer, ...] | None = None
+    memory: dict[str, tuple[str, ...]] | None = None
 
 
 class Settled(msgspec.Struct, frozen=True, array_like=True, tag="s"):
-    """What the enter hooks of the last transition assigned, when no further one has recorded it."""
+    """What the enter hooks of the last transition assigned or delayed, when no further one has recorded it."""
 
     state: str
     at: float
     token: int
     definition_version: int
     data: bytes | None = None
+    timers: tuple[Timer, ...] | None = None
 
 
 Record: TypeAlias = Created | Moved | Settled
@@ -124,15 +145,17 @@ class Fold:
         raised: what is still to be handled.
         keys: trigger and result of what runs have fired, by their key.
         at: the time of the last record, in seconds of the store's clock.
+        timers: those that run.
     """
 
-    __slots__ = ("at", "configuration", "data", "definition", "id", "keys", "raised", "version")
+    __slots__ = ("at", "configuration", "data", "definition", "id", "keys", "raised", "timers", "version")
 
     def __init__(self, definition: MachineDefinition, id: str) -> None:
         self.definition, self.id = definition, id
         self.version = 0
         self.at = 0.0
-        self.configuration: Configuration = definition.initial
+        self.configuration: Configuration = definition.start.target
+        self.timers: tuple[Timer, ...] = ()
         self.data = NO_DATA
         self.raised: tuple[Pending, ...] = ()
         self.keys: dict[str, tuple[str, bytes]] = {}
@@ -177,9 +200,11 @@ class Fold:
             self.raised = record.raised
             if record.key is not None:
                 self.keys[record.key[0]] = record.key[1:]
-            self.configuration = self.definition.configurations[record.target]
+            self._move(record, number)
         else:
             self._settle(record, number)
+        if record.timers is not None:
+            self.timers = record.timers
         if record.data is not None:
             self.data = record.data
 
@@ -187,20 +212,32 @@ class Fold:
         here = self.configuration.state
         if record.source != here:
             self._refuse(number, f"a transition from {here!r}", f"one from {record.source!r}")
-        if record.event not in self.definition.plans:
+        if not self.definition.knows(record.event):
             self._refuse(number, f"one of the events {list(self.definition.events)}", repr(record.event))
-        targets = self.definition.targets(record.event, record.source)
-        if record.target not in targets:
+        if not self.definition.may(record.event, self.configuration, record.target):
+            targets = (
+                () if self.definition.chart is not None else self.definition.targets(record.event, self.configuration)
+            )
             allowed = f"to {sorted(targets)}" if targets else "nowhere: no such transition"
             self._refuse(number, f"event {record.event!r} to lead from {here!r} {allowed}", f"to {record.target!r}")
+
+    def _move(self, record: Moved, number: int) -> None:
+        memory = self.configuration.memory
+        try:
+            if record.memory is not None:
+                memory = self.definition.configurations.memory(record.memory)
+            self.configuration = self.definition.configurations.remembering(record.target, memory)
+        except KeyError as error:
+            self._refuse(number, f"one of the states {list(self.definition.configurations)}", str(error))
 
     def _settle(self, record: Created | Settled, number: int) -> None:
         if record.state not in self.definition.configurations:
             self._refuse(number, f"one of the states {list(self.definition.configurations)}", repr(record.state))
         if number > 1 and record.state != self.configuration.state:
             self._refuse(number, f"state {self.configuration.state!r}", repr(record.state))
-        self.configuration = self.definition.configurations[record.state]
-        self.raised = ()
+        memory = self.configuration.memory
+        self.configuration = self.definition.configurations.remembering(record.state, memory)
+        self.raised = record.raised if isinstance(record, Created) else ()
 
     def _refuse(self, number: int, expected: str, found: str) -> None:
         raise HistoryMismatch(

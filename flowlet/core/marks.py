@@ -51,15 +51,27 @@ class StateMark:
         initial: the machine (or its parent state) starts here.
         final: nothing leaves it.
         parallel: its children are regions that are active together.
+        history: entering it enters what its parent was left in.
+        default: where entering it leads by itself.
+        invoke: what is done while it is active.
         value: anything the user wants to find again at the state.
     """
 
-    __slots__ = ("final", "initial", "parallel", "value")
+    __slots__ = ("default", "final", "history", "initial", "invoke", "parallel", "value")
 
     def __init__(
-        self, *, initial: bool = False, final: bool = False, parallel: bool = False, value: object = None
+        self,
+        *,
+        initial: bool = False,
+        final: bool = False,
+        parallel: bool = False,
+        history: Literal["shallow", "deep"] | None = None,
+        default: StateRef | Sequence[StateRef] | None = None,
+        invoke: Callable[..., Any] | str | None = None,
+        value: object = None,
     ) -> None:
         self.initial, self.final, self.parallel, self.value = initial, final, parallel, value
+        self.history, self.default, self.invoke = history, default, invoke
 
     def __call__(self, cls: C, /) -> C:
         if not isinstance(cls, type):
@@ -71,15 +83,35 @@ class StateMark:
 @overload
 def state(cls: C, /) -> C: ...
 @overload
-def state(*, initial: bool = False, final: bool = False, parallel: bool = False, value: object = None) -> StateMark: ...
+def state(
+    *,
+    initial: bool = False,
+    final: bool = False,
+    parallel: bool = False,
+    history: Literal["shallow", "deep"] | None = None,
+    default: StateRef | Sequence[StateRef] | None = None,
+    invoke: Callable[..., Any] | str | None = None,
+    value: object = None,
+) -> StateMark: ...
 def state(cls: Any = None, /, **options: Any) -> Any:
     """Mark a nested class as a state of the machine, or make the value of an Enum member that is one.
 
+    A state class may hold further ones: while it is active, exactly one of them is, or each of them if it is
+    ``parallel``. States are called by their path, such as ``"Playing.Loud"``.
+
     Args:
-        initial: the machine starts here; exactly one state says so.
-        final: nothing leaves it.
-        parallel: its children are regions that are active together. Not built yet: refused.
+        initial: the machine, or the state it is in, starts here; exactly one says so.
+        final: nothing leaves it. Reaching it inside of another state, that one is done.
+        parallel: its children are regions that are active together.
+        history: no state to be in: entering it enters what its parent was left in, its child (``"shallow"``) or all
+            that was active below (``"deep"``).
+        default: where entering it leads by itself: of a state with children, instead of the initial one (any state
+            below, also a history, or several in different regions); of a history, when it remembers nothing yet.
+        invoke: an async function or a saga that is at work while the state is active; leaving the state cancels it.
+            Its result fires the transitions marked ``done=True``, its error those marked ``failed=True``.
         value: anything you want to find again at the state.
+
+    Source: W3C SCXML, sections 3.3 to 3.10 (https://www.w3.org/TR/scxml/).
 
     Example:
         >>> from enum import Enum
@@ -98,17 +130,35 @@ class TransitionMark(msgspec.Struct, frozen=True, eq=False):
 
     Attributes:
         sources: where it may start; ``"*"`` stands for every state that is not final.
-        target: where it leads, None for an internal transition.
+        target: where it leads; None, or several states in different regions.
         event: None for the method's own name.
+        after: seconds for which the source must have been active.
     """
 
     sources: tuple[StateRef, ...]
-    target: StateRef | None
+    target: StateRef | tuple[StateRef, ...] | None
     event: str | None
     guard: GuardLike | None
     exclusive: bool
     on_conflict: Literal["raise", "retry"]
     on_error: StateRef | None
+    internal: bool = False
+    eventless: bool = False
+    done: bool = False
+    failed: bool = False
+    after: float | None = None
+
+    @property
+    def targets(self) -> tuple[StateRef, ...]:
+        """The states it leads to."""
+        if self.target is None:
+            return ()
+        return self.target if isinstance(self.target, tuple) else (self.target,)
+
+
+def is_automatic(mark: TransitionMark) -> bool:
+    """Tell whether a transition happens by itself, so that nobody gives it arguments."""
+    return mark.eventless or mark.done or mark.failed or mark.after is not None
 
 
 class Trigger(msgspec.Struct, frozen=True, eq=False):
@@ -120,7 +170,7 @@ class Trigger(msgspec.Struct, frozen=True, eq=False):
 
 def transition(
     source: StateRef | Sequence[StateRef],
-    target: StateRef | None,
+    target: StateRef | Sequence[StateRef] | None,
     /,
     *,
     event: str | None = None,
@@ -128,17 +178,33 @@ def transition(
     exclusive: bool = False,
     on_conflict: Literal["raise", "retry"] = "raise",
     on_error: StateRef | None = None,
+    internal: bool = False,
+    eventless: bool = False,
+    done: bool = False,
+    failed: bool = False,
+    after: Seconds | None = None,
 ) -> Callable[[AF], AF]:
     """Mark an async method as the action of a transition; calling the method fires its event.
 
     Args:
-        source: a state, several, or ``"*"`` for all that are not final.
-        target: the state it leads to, or None to stay without running exit and entry hooks.
+        source: a state, several, or ``"*"`` for all that are not final. A transition of a state is one of all states
+            inside of it, which come first with their own.
+        target: the state it leads to, several in different regions, or None to stay without running exit and entry
+            hooks.
         event: the event's name, the method's own by default. Several methods may serve one event.
         guard: must agree before anything happens; ``can_<event>`` guards by its name alone.
         exclusive: take a lease on the machine first, so that of several processes only one runs the body.
         on_conflict: ``"retry"`` loads and tries again when another process was faster.
         on_error: the state to enter when the body raises.
+        internal: leads inside of its source, which is not left and entered again.
+        eventless: is taken by itself as soon as its guard agrees.
+        done: is taken when its source is done: one of its final states was reached, or what it invokes has returned,
+            which the method gets in a parameter called ``result``.
+        failed: is taken when what its source invokes has raised, which the method gets in a parameter ``error``.
+        after: seconds (or a timedelta) for which its source must have been active; then it is taken by itself.
+            Leaving the source cancels it. A durable machine keeps the time, and takes it late rather than never.
+
+    Source: W3C SCXML, section 3.5 and appendix D (https://www.w3.org/TR/scxml/).
 
     Example:
         >>> from flowlet import Registry, state, transition
@@ -156,7 +222,20 @@ def transition(
         ...     async def release(self) -> None: ...
     """
     sources = tuple(source) if isinstance(source, (tuple, list, set, frozenset)) else (source,)
-    mark = TransitionMark(cast("tuple[StateRef, ...]", sources), target, event, guard, exclusive, on_conflict, on_error)
+    mark = TransitionMark(
+        cast("tuple[StateRef, ...]", sources),
+        cast("StateRef | None", tuple(target) if isinstance(target, (list, set, frozenset)) else target),
+        event,
+        guard,
+        exclusive,
+        on_conflict,
+        on_error,
+        internal,
+        eventless,
+        done,
+        failed,
+        None if after is None else seconds(after, "after"),
+    )
 
     def annotate(function: AF) -> AF:
         trigger: Trigger | None = getattr(function, TRANSITIONS, None)

@@ -1,25 +1,25 @@
-"""States of a machine and the configurations it can be in.
+"""The states of a machine, as its class has them: nested classes under ``@state``, or the members of one Enum.
 
-Law: a configuration is an immutable, interned value: two are equal exactly if they are the same object,
-so that everything planned for one is a dict lookup away. States are found here, by class, Enum member
-or name; what is wrong with them is noted as a fault, never raised. Imports nothing of the runtime.
+Law: states are found here, by class, Enum member or name, and get their place in the tree; what is wrong with them is
+noted as a fault, never raised. A state's name is its path below the machine (``"Playing.Low"``). Imports nothing of
+the runtime.
 """
 
 from __future__ import annotations
 
 import enum
 import re
-import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
 
 from flowlet.core.faults import Faults, describe, nearest
-from flowlet.core.marks import MACHINE, STATE, StateMark
+from flowlet.core.marks import STATE, StateMark
+from flowlet.core.tree import Kind, Node, Tree
 
-DEFINITION = MACHINE
-"""The attribute of an assembled class that holds its `MachineDefinition`."""
+WITHIN = "."
+"""Between the names of a state and of one inside of it."""
 
 _WORD_START = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 
@@ -33,9 +33,15 @@ class State(msgspec.Struct, frozen=True, eq=False):
     """One state.
 
     Attributes:
+        name: its path below the machine.
         slug: the name as it stands in ``on_enter_...``.
+        final: nothing leads out of it.
         value: what the user gave as ``state(value=...)``.
         ref: the class or Enum member that stands for it in the user's code.
+        mark: what was written.
+        parent: the name of the state it is in, None at the top.
+        number: its place in the machine's tree.
+        kind: what it is.
     """
 
     name: str
@@ -44,57 +50,42 @@ class State(msgspec.Struct, frozen=True, eq=False):
     final: bool
     value: object
     ref: Any
-
-
-class Configuration:
-    """The set of states that are active together; in a flat machine exactly one.
-
-    Attributes:
-        names: the active states.
-        state: the one word for listings and records: the name of the (first) active state.
-        final: nothing leads out of it.
-    """
-
-    __slots__ = ("_home", "final", "names", "state")
-
-    def __init__(self, names: tuple[str, ...], final: bool, home: tuple[str, str]) -> None:
-        self.names, self.final, self._home = names, final, home
-        self.state = names[0]
-
-    def __repr__(self) -> str:
-        return f"<{' + '.join(self.names)}>"
-
-    # Identity is equality, so copies of a machine share it and a pickled one finds it again.
-    def __copy__(self) -> Configuration:
-        return self
-
-    def __deepcopy__(self, memo: object) -> Configuration:
-        return self
-
-    def __reduce__(self) -> tuple[Any, tuple[str, str, tuple[str, ...]]]:
-        return recall, (*self._home, self.names)
-
-
-def recall(module: str, qualname: str, names: tuple[str, ...]) -> Configuration:
-    """Find the configuration of an assembled class again (used by pickle and copy)."""
-    found: Any = sys.modules[module]
-    for part in qualname.split("."):
-        found = getattr(found, part)
-    configuration: Configuration = getattr(found, DEFINITION).configurations[names[0]]
-    return configuration
+    mark: StateMark
+    parent: str | None
+    number: int
+    kind: Kind
 
 
 class States:
-    """The states of one class, findable by what users write in their place."""
+    """The states of one class, findable by what users write in their place.
 
-    def __init__(self, states: Mapping[str, State], refs: Mapping[Any, str]) -> None:
+    Args:
+        states: by name, in document order.
+        refs: names by what stands for them.
+        tree: the same states with their places.
+    """
+
+    def __init__(self, states: Mapping[str, State], refs: Mapping[Any, str], tree: Tree) -> None:
         self.by_name = dict(states)
+        self.tree = tree
         self._refs = dict(refs)
+        self._short = _unique({name: _bare(state.ref) for name, state in states.items()})
+
+    @property
+    def nested(self) -> bool:
+        """Whether some are inside of others, or are histories."""
+        return any(node.kind not in ("atomic", "final") for node in self.tree.nodes[1:])
+
+    def slugs(self) -> dict[str, str]:
+        """Return the names of states by how hooks call them: by path, and by the last word where that is unique."""
+        paths = {slug(name).replace(WITHIN, "_"): name for name in self.by_name}
+        short = _unique({name: state.slug for name, state in self.by_name.items()})
+        return {**short, **paths}
 
     def find(self, ref: Any) -> State | None:
         """Return the state for a class, an Enum member or a name; None when there is none."""
         if isinstance(ref, str) and not isinstance(ref, enum.Enum):
-            return self.by_name.get(ref)
+            return self.by_name.get(ref) or self.by_name.get(self._short.get(ref, ""))
         try:
             name = self._refs.get(ref)
         except TypeError:  # unhashable
@@ -117,6 +108,17 @@ def ref_name(ref: Any) -> str:
     return ref if isinstance(ref, str) else describe(ref)
 
 
+def _unique(words: Mapping[str, str]) -> dict[str, str]:
+    """Turn a mapping round, leaving out the values that stand there more than once."""
+    found: dict[str, str] = {}
+    twice: set[str] = set()
+    for name, word in words.items():
+        if word in found:
+            twice.add(word)
+        found[word] = name
+    return {word: name for word, name in found.items() if word not in twice}
+
+
 def collect_states(cls: type, members: Mapping[str, Any], refs: Iterable[Any], faults: Faults) -> States:
     """Find the states of a class: nested classes under ``@state``, or the members of one Enum.
 
@@ -131,24 +133,145 @@ def collect_states(cls: type, members: Mapping[str, Any], refs: Iterable[Any], f
         faults.add(cls, f"its states are in more than one Enum ({names}); put them into one")
     if enums and nested:
         faults.add(cls, "its states are partly nested classes and partly Enum members; use one of the two")
-    found = {**nested, **(_enum_states(enums[0], faults) if enums else {})}
+    both = {**nested, **(_enum_states(enums[0], faults) if enums else {})}
+    found = {name: msgspec.structs.replace(s, number=n) for n, (name, s) in enumerate(both.items(), 1)}
     _check_slugs(cls, found, faults)
-    return States(found, _references(cls, found, enums))
+    references = _references(cls, found, enums)
+    return States(found, references, build_tree(found, references, faults))
 
 
 def _nested_states(cls: type, members: Mapping[str, Any], faults: Faults) -> dict[str, State]:
     found: dict[str, State] = {}
-    for member in members.values():
-        if not isinstance(member, type) or STATE not in vars(member):
-            continue
+    for path, member in _walk(members, ()):
         mark: StateMark = vars(member)[STATE]
-        if mark.parallel or any(isinstance(c, type) and STATE in vars(c) for c in vars(member).values()):
-            faults.add(member, "nested and parallel states are not supported by this version; keep the machine flat")
-        name = member.__name__
+        name = WITHIN.join(path)
         if name in found and found[name].ref is not member:
             faults.add(cls, f"two states are called {name!r}; rename one")
-        found[name] = _state(name, mark, member)
+            continue
+        inside = any(_is_state(c) for c in _members(member).values())
+        parent = WITHIN.join(path[:-1]) or None
+        found[name] = _state(name, mark, member, parent, _kind(mark, inside, member, faults))
     return found
+
+
+def _walk(members: Mapping[str, Any], above: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], type]]:
+    """Iterate over the state classes in a class, each before those inside of it."""
+    for member in members.values():
+        if _is_state(member):
+            path = (*above, member.__name__)
+            yield path, member
+            yield from _walk(_members(member), path)
+
+
+def _is_state(member: object) -> bool:
+    return isinstance(member, type) and STATE in vars(member)
+
+
+def _members(cls: type) -> dict[str, Any]:
+    """Return the attributes of a class and its bases; bases come first and keep their place."""
+    return {name: value for base in reversed(cls.__mro__) for name, value in vars(base).items()}
+
+
+def _kind(mark: StateMark, inside: bool, where: object, faults: Faults) -> Kind:
+    """Say what a state is; what contradicts itself is noted."""
+    said = [w for w, given in (("final", mark.final), ("parallel", mark.parallel), ("history", mark.history)) if given]
+    if len(said) > 1:
+        faults.add(where, f"it cannot be {' and '.join(said)} at once")
+    if mark.history is not None and mark.history not in ("shallow", "deep"):
+        faults.add(where, f'history must be "shallow" or "deep", not {mark.history!r}')
+    if inside and (mark.final or mark.history):
+        faults.add(where, f"a {'final' if mark.final else 'history'} state has no states inside")
+        return "compound"
+    if mark.history is not None:
+        return "deep" if mark.history == "deep" else "shallow"
+    if mark.final:
+        return "final"
+    if mark.parallel:
+        return "parallel"
+    return "compound" if inside else "atomic"
+
+
+def build_tree(states: Mapping[str, State], refs: Mapping[Any, str], faults: Faults) -> Tree:
+    """Give states their places; what is wrong with these is noted."""
+    names = ["", *states]
+    numbers = {name: number for number, name in enumerate(names)}
+    inside: dict[str, list[State]] = {name: [] for name in names}
+    for state in states.values():
+        inside[state.parent or ""].append(state)
+
+    def ancestors(name: str) -> tuple[int, ...]:
+        if not name:
+            return ()
+        parent = states[name].parent or ""
+        return (numbers[parent], *ancestors(parent))
+
+    def below(name: str) -> int:
+        return sum(1 << s.number | below(s.name) for s in inside[name])
+
+    nodes = []
+    for name in names:
+        real = [s for s in inside[name] if s.kind not in ("shallow", "deep")]
+        nodes.append(
+            Node(
+                number=numbers[name],
+                name=name,
+                kind=states[name].kind if name else "compound",
+                ancestors=ancestors(name),
+                children=tuple(s.number for s in real),
+                histories=tuple(s.number for s in inside[name] if s not in real),
+                below=below(name),
+                default=tuple(numbers[n] for n in _default(states.get(name), inside, states, refs, faults)),
+            )
+        )
+    return Tree(nodes)
+
+
+def _default(
+    state: State | None,
+    inside: Mapping[str, Sequence[State]],
+    states: Mapping[str, State],
+    refs: Mapping[Any, str],
+    faults: Faults,
+) -> list[str]:
+    """Return where entering a state leads by itself."""
+    if state is not None and state.mark.default is not None:
+        return _given_default(state, states, refs, faults)
+    if state is None or state.kind == "compound":
+        within = inside["" if state is None else state.name]
+        initial = [s.name for s in within if s.initial]
+        return initial[:1] or [s.name for s in within if s.kind not in ("shallow", "deep")][:1]
+    if state.kind in ("shallow", "deep"):  # what its parent would be entered by
+        parent = states.get(state.parent or "")
+        within = inside[state.parent or ""]
+        if parent is not None and parent.kind == "parallel":
+            return [s.name for s in within if s.kind not in ("shallow", "deep")]
+        if parent is not None and parent.mark.default is not None:
+            found = _given_default(parent, states, refs, Faults())
+        else:
+            found = _default(parent, inside, states, refs, faults)
+        return [name for name in found if name != state.name]
+    return []
+
+
+def _given_default(state: State, states: Mapping[str, State], refs: Mapping[Any, str], faults: Faults) -> list[str]:
+    given = state.mark.default
+    found = States(states, refs, Tree(()))
+    names: list[str] = []
+    home = state.name if state.kind == "compound" else state.parent or ""
+    if state.kind not in ("compound", "shallow", "deep"):
+        faults.add(state.ref, "default= says where entering a compound or a history leads; drop it here")
+        return []
+    for ref in given if isinstance(given, (tuple, list)) else (given,):
+        target = found.find(ref)
+        if target is None:
+            faults.add(state.ref, f"default= {found.unknown(ref)}")
+        elif home and home not in _above(target, states):
+            faults.add(state.ref, f"default= must be inside of {home!r}, and {target.name!r} is not")
+        else:
+            names.append(target.name)
+    if not names:
+        faults.add(state.ref, "default= names no state")
+    return names
 
 
 def _enums_in(things: Iterable[Any]) -> Iterable[type[enum.Enum]]:
@@ -169,21 +292,45 @@ def _enum_states(kind: type[enum.Enum], faults: Faults) -> dict[str, State]:
             faults.add(kind, f"{name!r} is an alias of {member.name!r}; give each state a state(...) of its own")
         elif not _is_mark(member.value):
             faults.add(kind, f"the value of {name!r} is no state; write {name} = state()")
-        elif member.value.parallel:
-            faults.add(kind, f"{name!r}: parallel states are not supported by this version")
+        elif member.value.parallel or member.value.history or member.value.default is not None:
+            faults.add(kind, f"{name!r}: only states that are nested classes can be parallel, or histories")
         else:
-            found[name] = _state(name, member.value, member)
+            found[name] = _state(name, member.value, member, None, "final" if member.value.final else "atomic")
     return found
 
 
-def _state(name: str, mark: StateMark, ref: Any) -> State:
-    return State(name, slug(name), bool(mark.initial), bool(mark.final), mark.value, ref)
+def _state(name: str, mark: StateMark, ref: Any, parent: str | None, kind: Kind) -> State:
+    return State(
+        name=name,
+        slug=slug(_bare(ref)),
+        initial=bool(mark.initial),
+        final=bool(mark.final),
+        value=mark.value,
+        ref=ref,
+        mark=mark,
+        parent=parent,
+        number=0,  # given when all are known
+        kind=kind,
+    )
+
+
+def _bare(ref: Any) -> str:
+    """Name a class or an Enum member without what it is in."""
+    return ref.name if isinstance(ref, enum.Enum) else str(ref.__name__)
+
+
+def _above(state: State, states: Mapping[str, State]) -> Iterator[str]:
+    """Iterate over the names of the states that a state is in."""
+    parent = state.parent
+    while parent is not None:
+        yield parent
+        parent = states[parent].parent
 
 
 def _check_slugs(cls: type, found: Mapping[str, State], faults: Faults) -> None:
-    seen: dict[str, str] = {}
+    seen: dict[tuple[str | None, str], str] = {}
     for state in found.values():
-        other = seen.setdefault(state.slug, state.name)
+        other = seen.setdefault((state.parent, state.slug), state.name)
         if other != state.name:
             faults.add(cls, f"states {other!r} and {state.name!r} share the hooks on_enter_{state.slug}; rename one")
 
@@ -192,9 +339,9 @@ def _references(cls: type, found: Mapping[str, State], enums: Iterable[type[enum
     """Map classes and members to names; a state that a subclass replaces is also found by the old class."""
     refs: dict[Any, str] = {state.ref: state.name for state in found.values()}
     for base in cls.__mro__:
-        for member in vars(base).values():
-            if isinstance(member, type) and STATE in vars(member) and member.__name__ in found:
-                refs.setdefault(member, member.__name__)
+        for path, member in _walk(vars(base), ()):
+            if WITHIN.join(path) in found:
+                refs.setdefault(member, WITHIN.join(path))
     for kind in enums:
         refs.update({member: member.name for member in kind if member.name in found})
     return refs

@@ -14,16 +14,20 @@ from typing import Any
 import anyio
 import msgspec
 
-from flowlet.core.chart import Plan
+from flowlet.core.chart import Landing, Plan
 from flowlet.core.codec import encode, pack
+from flowlet.core.configurations import Configuration
 from flowlet.core.machine import MachineDefinition
 from flowlet.core.machine_records import Created, Fold, Moved, Pending, Settled
 from flowlet.core.sizes import check_size
-from flowlet.core.states import Configuration
 from flowlet.errors import Conflict, DecodeError, EncodeError, HookFailed, RunNotFound, StoreUnavailable
 from flowlet.runtime.machine_office import ACTIVE, FINAL, KIND, Busy, Office
-from flowlet.runtime.turns import Raised, Turn
-from flowlet.store import Claims, New, Stored, Write
+from flowlet.runtime.machine_timers import Due, Running, after, next_due, pending, recorded
+from flowlet.runtime.turns import NO_ARGUMENTS, Raised, Turn
+from flowlet.store import UNCHANGED, Claims, New, Stored, Write
+
+SLACK = 0.5
+"""Seconds after which other processes look after a timer that has rung and was not handled."""
 
 
 class Bond:
@@ -40,10 +44,12 @@ class Bond:
         at: the time of the last transition, in seconds of the store's clock.
         leased: this process owns the machine at the moment.
         fence: that must not have moved, if it is known.
+        timers: those that run.
     """
 
     __slots__ = (
         "_flowlet_turn",
+        "_stored_timers",
         "_unsure",
         "at",
         "conflict",
@@ -56,6 +62,7 @@ class Bond:
         "office",
         "raised",
         "stale",
+        "timers",
         "values",
         "version",
     )
@@ -71,6 +78,8 @@ class Bond:
         self.fence: int | None = None
         self.conflict: Conflict | None = None
         self.at = 0.0
+        self.timers: Running = {}
+        self._stored_timers: Running = self.timers
         self._flowlet_turn: Turn | None = None
 
     # What is deep-copied or pickled with a machine by code of its own is a machine without this.
@@ -97,9 +106,14 @@ class Bond:
         definition, office = self.definition, self.office
         values = definition.data.values(machine)
         data = definition.data.encode(values)
-        state = definition.initial
+        start = definition.start
+        state = start.target
         self.at = office.now()
-        record = self.pack(Created(state.state, self.at, office.token, definition.version, data), "the creation")
+        self.timers = after({}, start, Turn(), self.at)
+        raised = _announced(start)
+        timers = recorded(self.timers) if self.timers else None
+        created = Created(state.state, self.at, office.token, definition.version, data, raised, timers)
+        record = self.pack(created, "the creation")
         write = Write(
             id=self.id,
             expect=0,
@@ -107,6 +121,7 @@ class Bond:
             records=(record,),
             status=FINAL if state.final else ACTIVE,
             state=state.state,
+            wake=self._wake(),
             close=state.final,
         )
         try:
@@ -114,14 +129,17 @@ class Bond:
         except (Conflict, StoreUnavailable):
             if not await self._is_mine(record):
                 raise
-        self.advance(values, data, ())
+        self._stored_timers = self.timers
+        self.advance(values, data, raised)
+        if self.timers:
+            self.arm()
 
     async def commit(
         self,
         machine: Any,
         turn: Turn,
         plan: Plan,
-        target: Configuration,
+        landing: Landing,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         key: str | None,
@@ -134,9 +152,10 @@ class Bond:
             EncodeError: the data, or the result of an event fired by a run, cannot be stored.
             PayloadTooLarge: these are more than may be stored.
         """
-        office = self.office
+        office, target = self.office, landing.target
         values, data = self.changed(machine)
         at = max(self.at, office.now())
+        timers = after(self.timers, landing, turn, at)
         record = Moved(
             plan.event,
             plan.source.state,
@@ -147,36 +166,53 @@ class Bond:
             data,
             plan.parameters.who(args, kwargs),
             None if key is None else (key, plan.method, self._encode_result(plan.method, result)),
-            () if not turn.raised else _pending(turn.raised),
+            (*_announced(landing), *(() if not turn.raised else _pending(turn.raised))),
+            None if timers is self._stored_timers else recorded(timers),
+            self._remembered(plan.source, target),
         )
         packed = self.pack(record, f"event {plan.event!r}")
-        if target.final or self.leased or record.raised:
-            write = self._special_write(record, packed, target)
+        if target.final or self.leased or record.raised or record.timers is not None:
+            write = self._special_write(record, packed, target, timers)
         else:
             write = Write(id=self.id, expect=self.version, records=(packed,), state=target.state)
         await self._append(write)
         machine._flowlet_state = target
         self.at = at
+        if timers is not self._stored_timers:
+            self.timers = self._stored_timers = timers
+            self.arm()
         if record.key is not None:
             self.keys[record.key[0]] = record.key[1:]
         self.advance(values, self.data if data is None else data, record.raised)
         if office.log.active:
             self.log_committed(record)
 
-    async def settle(self, machine: Any) -> None:
-        """Record what enter hooks have assigned, and that nothing is left to be handled.
+    def _remembered(self, source: Configuration, target: Configuration) -> dict[str, tuple[str, ...]] | None:
+        """Return what histories remember, if that has changed."""
+        if source.memory == target.memory:
+            return None
+        return self.definition.configurations.remembered(target.memory)
+
+    async def settle(self, machine: Any, turn: Turn) -> None:
+        """Record what enter hooks have assigned and delayed, and that nothing is left to be handled.
 
         Raises:
             HookFailed: it cannot be; the transition itself has been committed.
         """
         try:
             values, data = self.changed(machine)
-            if data is None and not self.raised:
+            at = max(self.at, self.office.now())
+            timers = after(self.timers, None, turn, at)
+            if data is None and not self.raised and timers is self._stored_timers:
                 return
             state: str = machine._flowlet_state.state
-            record = Settled(state, max(self.at, self.office.now()), self.office.token, self.definition.version, data)
+            changed = None if timers is self._stored_timers else recorded(timers)
+            record = Settled(state, at, self.office.token, self.definition.version, data, changed)
             packed = self.pack(record, "what its hooks have assigned")
-            await self._append(self._special_write(record, packed, machine._flowlet_state))
+            await self._append(self._special_write(record, packed, machine._flowlet_state, timers))
+            if timers is not self._stored_timers:
+                self.timers = self._stored_timers = timers
+                self.arm()
         except Exception as error:
             self.stale = True
             text = f"what the hooks of {self.definition.name} {self.id!r} have assigned could not be recorded ({error})"
@@ -207,8 +243,17 @@ class Bond:
         where = f"{what} of {self.definition.name} {self.id!r}, with the machine's data,"
         check_size(packed, self.office.max_payload, where)
 
-    def _special_write(self, record: Moved | Settled, packed: bytes, target: Configuration) -> Write:
-        """Build a write that also ends the machine, or takes or gives back its lease.
+    def _wake(self) -> float | None:
+        """Return when somebody else should look after the machine, if this process does not."""
+        at = next_due(self.timers)
+        return None if at is None else at + SLACK
+
+    def arm(self) -> None:
+        """Let the first timer ring in this process."""
+        self.office.alarm(self.id, self.definition, next_due(self.timers))
+
+    def _special_write(self, record: Moved | Settled, packed: bytes, target: Configuration, timers: Running) -> Write:
+        """Build a write that also ends the machine, or takes or gives back its lease, or sets its timers.
 
         While something raised is still to be handled the machine is owned, which tells other
         processes that this one is at it.
@@ -228,6 +273,7 @@ class Bond:
             status=FINAL if target.final else ACTIVE,
             close=target.final,
             owner=owner,
+            wake=UNCHANGED if record.timers is None else None if (at := next_due(timers)) is None else at + SLACK,
         )
 
     async def _append(self, write: Write) -> None:
@@ -323,7 +369,7 @@ class Bond:
         fold = Fold(self.definition, self.id)
         if self.version:
             fold.version, fold.data, fold.raised, fold.keys = self.version, self.data, self.raised, self.keys
-            fold.at = self.at
+            fold.at, fold.timers = self.at, recorded(self._stored_timers)
             fold.configuration = self._known(machine)
         fold.add(stored.records, stored.head.version)
         values = fold.values()
@@ -340,17 +386,23 @@ class Bond:
         """Know what a fold of the history knows."""
         self.version, self.data, self.raised, self.keys = fold.version, fold.data, fold.raised, fold.keys
         self.values, self.at = values, fold.at
+        timers = {t.key: Due(t.due, None if t.event is None else self._recall(t.event)) for t in fold.timers}
+        if timers or self._stored_timers:
+            self.timers = self._stored_timers = timers
+            self.arm()
         self.stale = False
 
     def recall_raised(self) -> Iterator[Raised]:
         """Decode what is still to be handled; arguments take the types that the trigger annotates."""
-        for pending in self.raised:
-            args, kwargs = msgspec.msgpack.decode(pending.arguments)
-            methods = (pending.method,) if pending.method else self.definition.methods_of.get(pending.event, ())
-            parameters = self.definition.parameters.get(methods[0]) if methods and methods[0] else None
-            if parameters is not None:
-                args, kwargs = parameters.convert(args, kwargs)
-            yield Raised(pending.event, pending.method, tuple(args), dict(kwargs), pending.arguments)
+        return map(self._recall, self.raised)
+
+    def _recall(self, pending: Pending) -> Raised:
+        args, kwargs = msgspec.msgpack.decode(pending.arguments)
+        methods = (pending.method,) if pending.method else self.definition.methods_of.get(pending.event, ())
+        parameters = self.definition.parameters.get(methods[0]) if methods and methods[0] else None
+        if parameters is not None:
+            args, kwargs = parameters.convert(args, kwargs)
+        return Raised(pending.event, pending.method, tuple(args), dict(kwargs), pending.arguments)
 
     # Leases -------------------------------------------------------------------------------------
     async def lease(self, machine: Any, *, patient: bool, interrupted: bool = False) -> None:
@@ -423,6 +475,12 @@ class Bond:
             state = machine._flowlet_state.state
             self.office.log.debug("machine.event_discarded", machine=self.id, trigger=event, state=state)
 
+    def log_timer_failed(self, key: str, error: Exception) -> None:
+        """Tell that what was due has failed; there is no caller to raise it to."""
+        self.office.log.error(
+            "machine.timer_failed", machine=self.id, definition=self.definition.name, timer=key, error=str(error)
+        )
+
     def log_failed(self, error: Exception) -> None:
         """Tell that an event of an interrupted turn has failed; there is no caller to raise it to."""
         self.office.log.error(
@@ -431,4 +489,9 @@ class Bond:
 
 
 def _pending(raised: Sequence[Raised]) -> tuple[Pending, ...]:
-    return tuple([Pending(r.event, r.method, r.arguments) for r in raised])
+    return tuple([pending(r) for r in raised])
+
+
+def _announced(landing: Landing) -> tuple[Pending, ...]:
+    """Return the events of what is done, which their hooks queue after the commit."""
+    return tuple([Pending(event, None, NO_ARGUMENTS) for event in landing.done])

@@ -13,10 +13,10 @@ from typing import Any
 
 import msgspec
 
-from flowlet.core.states import Configuration
+from flowlet.core.configurations import Configuration
 
 MADE_HERE = "__flowlet_made_here__"
-TURN = "_flowlet_turn"
+TURN, TIMERS = "_flowlet_turn", "_flowlet_timers"
 
 
 class Kept(msgspec.Struct, frozen=True):
@@ -115,7 +115,8 @@ def _parting_reduction(own: Any) -> Any:
 def _untied(state: Any) -> Any:
     """Return what is kept of an object, without its turn."""
     if isinstance(state, dict):
-        return {**state, TURN: None} if TURN in state else state
+        kept = {**state, TURN: None} if TURN in state else state
+        return {n: v for n, v in kept.items() if n != TIMERS} if TIMERS in kept else kept
     if isinstance(state, tuple):
         return tuple([_untied(part) for part in state])
     return state

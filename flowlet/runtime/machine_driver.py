@@ -10,17 +10,19 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, cast
 
 from flowlet.core.chart import Plan, Plans
+from flowlet.core.configurations import DEFINITION
 from flowlet.core.current import run_context
 from flowlet.core.guards import guard_failure
 from flowlet.core.hooks import Callback, EventParameters, Transition, refuse_awaitable
 from flowlet.core.machine import MachineDefinition
 from flowlet.core.run import InsideEvent
-from flowlet.core.states import DEFINITION
+from flowlet.core.statechart import Choice, Move
 from flowlet.errors import Conflict, HookFailed, MachineError, TransitionNotAllowed
 from flowlet.runtime.machine_bond import Bond
+from flowlet.runtime.machine_timers import advance
 from flowlet.runtime.turns import BUSY, Raised, Turn, is_inside, leave, open_turn, wait
 
 LONGEST = 10_000
@@ -63,7 +65,7 @@ class Happening:
 
 # Choosing -------------------------------------------------------------------------------------------
 async def choose(
-    machine: Any, bond: Bond | None, plans: Sequence[Plan], args: tuple[Any, ...], kwargs: dict[str, Any]
+    machine: Any, bond: Bond | None, plans: Sequence[Plan] | Choice, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Plan | str | None:
     """Find the first plan whose guards agree.
 
@@ -74,10 +76,12 @@ async def choose(
         TypeError: the arguments do not fit the method whose guards would judge them.
         HookFailed: a guard raised.
     """
+    if type(plans) is Choice:
+        return await _choose_moves(machine, bond, plans, args, kwargs)
     refusal: str | None = None
     misfit: TypeError | None = None
     agreed: Any = None
-    for plan in plans:
+    for plan in cast("Sequence[Plan]", plans):
         if plan.asks:
             try:
                 plan.parameters.check(args, kwargs)
@@ -101,6 +105,59 @@ async def choose(
     if misfit is not None:
         raise misfit
     return refusal
+
+
+async def _choose_moves(
+    machine: Any, bond: Bond | None, choice: Choice, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Plan | str | None:
+    """Find for each active region the first transition whose guards agree; each guard is asked once."""
+    refusals: dict[Any, str | None] = {}
+    enabled: list[Move] = []
+    misfit: TypeError | None = None
+    for level in choice.levels:
+        for move in level:
+            if move in enabled:
+                break
+            given = _given(move.parameters, kwargs) if move.candidate.automatic else kwargs
+            if move.asks:
+                try:
+                    move.parameters.check(args, given)
+                except TypeError as error:
+                    misfit = misfit or error
+                    continue
+            if await _refusal(move, refusals, machine, bond, args, given) is None:
+                enabled.append(move)
+                break
+    if enabled:
+        return choice.plan(enabled)
+    if misfit is not None:
+        raise misfit
+    return next((refused for refused in refusals.values() if refused is not None), None)
+
+
+async def _refusal(
+    move: Move,
+    known: dict[Any, str | None],
+    machine: Any,
+    bond: Bond | None,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> str | None:
+    """Ask the guards of a move that have not been asked yet."""
+    for check in (move.candidate.gate, move.candidate.check):
+        if check is None:
+            continue
+        key = check if check.leaf is None else (check.leaf.function, check.leaf.event.method)
+        if key not in known:
+            known[key] = await _ask(check, machine, bond, args, kwargs)
+        if known[key] is not None:
+            return known[key]
+    return None
+
+
+def _given(parameters: EventParameters, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Return of what could be given to a transition that happens by itself what it takes."""
+    return {name: value for name, value in kwargs.items() if parameters.has(name)}
 
 
 async def _ask(
@@ -144,44 +201,64 @@ async def follow(
     Args:
         key: the idempotency key of the run that fires it.
     """
+    if plan.automatic:
+        kwargs = _given(plan.parameters, kwargs)
     happening = None if plan.plain else Happening(bond, plan, plan.parameters.who(args, kwargs))
     snapshot = getattr(type(machine), DEFINITION).snapshot
     taken = snapshot.take(machine)
-    mark = 0 if turn.raised is None else len(turn.raised)
-    target, enters, result = plan.target, plan.enters, None
+    mark = _mark(turn)
+    landing, result, acting = plan.landing, None, 0
     try:
         if plan.exits:
             plan.parameters.check(args, kwargs)
             await run_hooks(plan.exits, machine, args, kwargs, happening, committed=False)
         try:
-            if plan.parameters.provided:
-                assert happening is not None
-                result = await _act_provided(plan.action.function, plan.parameters, machine, args, kwargs, happening)
-            else:
-                result = await plan.action.function(machine, *args, **kwargs)
+            result = await _act(plan.action.function, plan.parameters, machine, args, kwargs, happening)
+            for act in plan.more:
+                acting += 1
+                await _act(act.action.function, act.parameters, machine, args, kwargs, happening)
         except Exception as error:
-            if plan.failed is None:
+            rescue = plan.more[acting - 1].rescue if acting else plan.rescue
+            if rescue is None:
                 raise
             snapshot.restore(machine, taken)
             _cut(turn, mark)
-            target, enters = plan.failed, plan.failed_enters
+            landing, result = rescue, None
             happening = happening or Happening(bond, plan)
-            happening.error, happening.target = error, target
+            happening.error, happening.target = error, landing.target
+            if landing.exits:
+                await run_hooks(landing.exits, machine, args, kwargs, happening, committed=False)
         if bond is None:
-            machine._flowlet_state = target
+            machine._flowlet_state = landing.target
+            if landing.times or turn.delayed:
+                advance(machine, turn, landing)
         else:
-            await bond.commit(machine, turn, plan, target, args, kwargs, key, result)
+            await bond.commit(machine, turn, plan, landing, args, kwargs, key, result)
     except BaseException:
         snapshot.restore(machine, taken)
         _cut(turn, mark)
         if bond is not None:
             bond.doubt()
         raise
-    if enters:
+    if landing.enters:
         if happening is not None:
             happening.commit()
-        await run_hooks(enters, machine, args, kwargs, happening, committed=True)
+        await run_hooks(landing.enters, machine, args, kwargs, happening, committed=True)
     return result
+
+
+async def _act(
+    action: Any,
+    parameters: EventParameters,
+    machine: Any,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    happening: Happening | None,
+) -> Any:
+    if not parameters.provided:
+        return await action(machine, *args, **kwargs)
+    assert happening is not None
+    return await _act_provided(action, parameters, machine, args, kwargs, happening)
 
 
 async def _act_provided(
@@ -262,38 +339,100 @@ def hook_failure(machine: Any, hook: str, error: BaseException, *, committed: bo
     return HookFailed(text, committed)
 
 
-def _cut(turn: Turn, length: int) -> None:
+def _mark(turn: Turn) -> tuple[int, int]:
+    """Note how much has been raised."""
+    return len(turn.raised or ()), len(turn.delayed or ())
+
+
+def _cut(turn: Turn, mark: tuple[int, int]) -> None:
     """Forget what a transition that did not happen has raised."""
     if turn.raised is not None:
-        while len(turn.raised) > length:
+        while len(turn.raised) > mark[0]:
             turn.raised.pop()
+    if turn.delayed is not None:
+        del turn.delayed[mark[1] :]
 
 
 async def drain(machine: Any, bond: Bond | None, turn: Turn, definition: MachineDefinition) -> None:
-    """Handle what callbacks have raised, in order, each as a transition of its own.
+    """Go on until nothing is left to be done: transitions without an event, then what callbacks have raised.
 
-    An event that finds no transition, or is refused, is discarded, as in a statechart. One that fails
-    does not stop those behind it; the first failure is raised when all are handled.
+    Each is a transition of its own. An event that finds no transition, or is refused, is discarded, as in a
+    statechart. One that fails does not stop those behind it; the first failure is raised when all are handled.
     """
     failure: tuple[str, Exception] | None = None
     handled = 0
-    while turn.raised:
-        item = turn.raised.popleft()
+    eager = True
+    while True:
+        item = None
+        try:
+            if eager and machine._flowlet_state.restless and await _move_on(machine, bond, turn, definition):
+                pass
+            elif turn.raised and not (definition.chart is not None and machine._flowlet_state.final):
+                item = turn.raised.popleft()
+                await _handle_raised(machine, bond, turn, definition, item)
+                eager = True
+            else:
+                if turn.raised:
+                    turn.raised.clear()  # the machine has ended
+                break
+        except Exception as error:
+            failure = failure or (item.event if item is not None else "(eventless)", error)
+            eager = item is not None  # what is taken by itself is not tried again until something else has happened
+            if bond is not None and bond.stale:
+                if turn.raised:
+                    turn.raised.clear()  # they are in the last record; the next event continues them
+                break
         handled += 1
         if handled > LONGEST:
-            turn.raised.clear()
-            failure = (item.event, MachineError(f"more than {LONGEST} events were raised in one turn: an endless loop"))
+            if turn.raised:
+                turn.raised.clear()
+            text = f"more than {LONGEST} transitions followed one event by themselves: an endless loop"
+            failure = (item.event if item is not None else "(eventless)", MachineError(text))
             break
-        try:
-            await _handle_raised(machine, bond, turn, definition, item)
-        except Exception as error:
-            failure = failure or (item.event, error)
-            if bond is not None and bond.stale:
-                turn.raised.clear()  # they are in the last record; the next event continues them
+    if bond is None and turn.delayed:
+        advance(machine, turn, None)
     if failure is not None:
         event, cause = failure
         text = f"the raised event {event!r} failed ({cause!r}); the transition before it has been committed"
         raise HookFailed(text, True) from cause
+
+
+async def _move_on(machine: Any, bond: Bond | None, turn: Turn, definition: MachineDefinition) -> bool:
+    """Take the transitions without an event that are enabled now; tell whether there were any."""
+    assert definition.chart is not None
+    choice = definition.chart.eventless.get(machine._flowlet_state, None)
+    if choice is None:
+        return False
+    plan = await choose(machine, bond, choice, (), {})
+    if not isinstance(plan, Plan):
+        return False
+    await follow(machine, bond, turn, plan, (), {})
+    return True
+
+
+async def begin(machine: Any, bond: Bond | None, turn: Turn, definition: MachineDefinition) -> None:
+    """Start a machine: run the enter hooks of its initial states, and what follows by itself.
+
+    Raises:
+        HookFailed: a hook raised; the machine has started.
+    """
+    landing = definition.start
+    machine._flowlet_state = landing.target
+    if bond is None and landing.times:
+        advance(machine, turn, landing)
+    try:
+        await run_hooks(landing.enters, machine, (), {}, Happening(bond, None), committed=True)
+    finally:
+        if bond is None:
+            if is_unsettled(machine, turn):
+                await drain(machine, None, turn, definition)
+        else:
+            await finish(machine, bond, turn)
+
+
+def is_unsettled(machine: Any, turn: Turn) -> bool:
+    """Say whether something is to follow a transition by itself."""
+    return bool(turn.raised) or turn.delayed is not None or machine._flowlet_state.restless
 
 
 async def _handle_raised(
@@ -331,6 +470,8 @@ async def handle(
             return await handle(machine, definition, table, event, args, kwargs)
         turn = waited
     try:
+        if machine._flowlet_state.fresh:
+            await begin(machine, None, turn, definition)
         plan = await choose(machine, None, table.get(machine._flowlet_state, ()), args, kwargs)
         if not isinstance(plan, Plan):
             raise not_allowed(definition, event, machine._flowlet_state.state, plan)
@@ -339,7 +480,7 @@ async def handle(
         except HookFailed:
             await drain(machine, None, turn, definition)
             raise
-        if turn.raised:
+        if is_unsettled(machine, turn):
             await drain(machine, None, turn, definition)
         return result
     finally:
@@ -427,7 +568,7 @@ async def _attempt(
             if not plan.retry:
                 raise
             continue
-        if plan.enters or turn.raised:
+        if plan.enters or is_unsettled(machine, turn):
             await finish(machine, bond, turn)
         return result
 
@@ -435,13 +576,13 @@ async def _attempt(
 async def finish(machine: Any, bond: Bond, turn: Turn) -> None:
     """Handle what was raised, then record what the last hooks have assigned."""
     failure: HookFailed | None = None
-    if turn.raised:
+    if is_unsettled(machine, turn):
         try:
             await drain(machine, bond, turn, bond.definition)
         except HookFailed as error:
             failure = error
     if not bond.stale:
-        await bond.settle(machine)
+        await bond.settle(machine, turn)
     if failure is not None:
         raise failure
 
@@ -461,4 +602,4 @@ async def continue_raised(machine: Any, bond: Bond, turn: Turn) -> None:
     finally:
         run_context.reset(token)
     if not bond.stale:
-        await bond.settle(machine)
+        await bond.settle(machine, turn)

@@ -11,12 +11,13 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
+from flowlet.core.configurations import DEFINITION
 from flowlet.core.faults import describe
 from flowlet.core.machine import MachineDefinition
 from flowlet.core.machine_members import overrides
-from flowlet.core.states import DEFINITION
 from flowlet.errors import DefinitionError, MachineError
 from flowlet.runtime.machine_copies import install_copying
+from flowlet.runtime.machine_timers import TIMERS
 from flowlet.runtime.machine_trigger import make_trigger
 
 STATE, TURN = "_flowlet_state", "_flowlet_turn"
@@ -79,7 +80,7 @@ def _has_room(cls: type) -> bool:
 
 
 def _with_slots(cls: type) -> type:
-    slots = (STATE, TURN) if cls.__weakrefoffset__ else (STATE, TURN, "__weakref__")
+    slots = (STATE, TURN, TIMERS) if cls.__weakrefoffset__ else (STATE, TURN, TIMERS, "__weakref__")
     body: dict[str, Any] = {
         "__slots__": slots,
         "__module__": cls.__module__,

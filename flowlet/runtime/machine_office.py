@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from flowlet.core.machine import MachineDefinition
 from flowlet.errors import Conflict, MachineError
 from flowlet.runtime.logs import Log
 from flowlet.store import Store
@@ -34,6 +35,7 @@ class Office(msgspec.Struct, frozen=True, eq=False):
         token: a number that no other writer has.
         provide: returns what is provided for an annotation; None when nothing is.
         max_payload: bytes that a record may have, or None.
+        alarm: has the machine with an id, of a definition, looked after at a time; at none when it is None.
     """
 
     store: Store
@@ -43,6 +45,7 @@ class Office(msgspec.Struct, frozen=True, eq=False):
     log: Log
     provide: Callable[[Any], Any] | None
     max_payload: int | None = None
+    alarm: Callable[[str, MachineDefinition, float | None], None] = lambda id, definition, at: None
 
     def provided(self, annotation: Any, what: str) -> Any:
         """Return what is provided for an annotation; ``what`` names who asks."""

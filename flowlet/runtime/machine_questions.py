@@ -9,18 +9,19 @@ from __future__ import annotations
 import inspect
 from collections import deque
 from collections.abc import Awaitable, Callable, Generator
-from typing import Any, NoReturn, ParamSpec
+from typing import Any, NoReturn, ParamSpec, overload
 
 from flowlet.core.chart import Plan
 from flowlet.core.codec import encode
+from flowlet.core.configurations import Configuration
 from flowlet.core.current import run_context
 from flowlet.core.marks import StateRef
+from flowlet.core.retry import Seconds, seconds
 from flowlet.core.run import InsideEvent
-from flowlet.core.states import Configuration
 from flowlet.errors import MachineError
 from flowlet.runtime.machine_bond import Bond
 from flowlet.runtime.machine_driver import choose, handle
-from flowlet.runtime.machine_install import definition_of
+from flowlet.runtime.machine_install import TURN, definition_of
 from flowlet.runtime.machine_trigger import EVENT, EventRef
 from flowlet.runtime.turns import BUSY, Raised, Turn, is_inside, leave, open_turn, take
 
@@ -51,7 +52,7 @@ class Answer:
             bond = None
         elif bond.stale:
             await _catch_up(machine, bond, self._ref.event)
-        plans = self._ref.table.get(machine._flowlet_state, ())
+        plans = self._ref.table.get(_started(machine), ())
         scope = run_context.get()
         if bond is None or scope is None or scope.inside is not None:
             return isinstance(await choose(machine, bond, plans, self._args, self._kwargs), Plan)
@@ -94,27 +95,49 @@ def can(event: Callable[P, Awaitable[Any]], /, *args: P.args, **kwargs: P.kwargs
     return Answer(machine, ref, args, kwargs)
 
 
-def raise_event(event: Callable[P, Awaitable[Any]], /, *args: P.args, **kwargs: P.kwargs) -> None:
+@overload
+def raise_event(event: Callable[P, Awaitable[Any]], /, *args: P.args, **kwargs: P.kwargs) -> None: ...
+@overload
+def raise_event(event: Callable[..., Awaitable[Any]], /, *args: Any, after: Seconds, **kwargs: Any) -> None: ...
+@overload
+def raise_event(machine: object, event: str, /, *args: Any, after: Seconds | None = None, **kwargs: Any) -> None: ...
+def raise_event(event: Any, /, *args: Any, after: Seconds | None = None, **kwargs: Any) -> None:
     """Queue an event of the machine whose callback is running; it is handled right after this transition.
 
     Args:
-        event: a trigger of the machine, as in ``raise_event(self.ship)``, not called.
+        event: a trigger of the machine, as in ``raise_event(self.ship)``, not called; or the machine and an event's
+            name, as in ``raise_event(self, "ship")``, which tries all methods that serve the event.
+        after: seconds (or a timedelta) to wait; then it is an event of its own. A durable machine keeps it.
 
     Raises:
         MachineError: it is not a trigger of a machine, or no callback of that machine is running.
         EncodeError: the machine has a store, and an argument cannot be stored.
     """
+    if args and isinstance(args[0], str) and getattr(event, EVENT, None) is None and hasattr(event, TURN):
+        machine, (name, *rest) = event, args
+        definition_of(machine).event(name)
+        _queue(machine, name, None, tuple(rest), kwargs, after)
+        return
     machine, ref = _trigger(event, "raise_event")
+    _queue(machine, ref.event, ref.method, args, kwargs, after)
+
+
+def _queue(
+    machine: Any, event: str, method: str | None, args: tuple[Any, ...], kwargs: dict[str, Any], after: Seconds | None
+) -> None:
     bond = machine._flowlet_turn
     seat = bond if type(bond) is Bond else machine
     turn: Turn | None = seat._flowlet_turn
     if turn is None or (turn is not BUSY and not is_inside(turn)):
         outside = "was called outside of the machine's hooks and actions"
-        raise MachineError(f"raise_event({ref.method}) {outside}; await {ref.method}() instead")
-    arguments = b"" if seat is machine else encode((args, kwargs), f"an argument of the raised event {ref.event!r}")
-    item = Raised(ref.event, ref.method, args, dict(kwargs), arguments)
+        raise MachineError(f"raise_event({method or event}) {outside}; await {method or 'fire'}() instead")
+    arguments = b"" if seat is machine else encode((args, kwargs), f"an argument of the raised event {event!r}")
+    item = Raised(event, method, args, dict(kwargs), arguments)
     if turn is BUSY:
         turn = open_turn(seat)
+    if after is not None:
+        turn.delayed = [*(turn.delayed or ()), (seconds(after, "after"), item)]
+        return
     if turn.raised is None:
         turn.raised = deque()
     turn.raised.append(item)
@@ -165,8 +188,37 @@ def state_of(machine: object, /) -> str:
 
 def available_events(machine: object, /) -> list[str]:
     """List the events that have a transition from the present state; guards are not asked."""
-    here = _configuration(machine)
+    definition_of(machine)
+    here = _started(machine)
     return [event for event, plans in definition_of(machine).plans.items() if here in plans]
+
+
+def states_of(machine: object, /) -> tuple[str, ...]:
+    """List the states a machine is in, outer ones first; of a flat machine it is one.
+
+    Example:
+        >>> from flowlet import Registry, state, states_of, transition
+        >>> registry = Registry()
+        >>> @registry.machine(allow={"dead_end"})
+        ... class Player:
+        ...     @state(initial=True)
+        ...     class Stopped: ...
+        ...     @state
+        ...     class Playing:
+        ...         @state(initial=True)
+        ...         class Quiet: ...
+        ...     @transition(Stopped, Playing)
+        ...     async def play(self) -> None: ...
+        >>> states_of(Player())
+        ('Stopped',)
+    """
+    return _configuration(machine).names
+
+
+def _started(machine: Any) -> Configuration:
+    """Return the configuration a machine is in, or will start in."""
+    here: Configuration = machine._flowlet_state
+    return definition_of(machine).start.target if here.fresh else here
 
 
 def _configuration(machine: Any) -> Configuration:

@@ -13,6 +13,7 @@ import msgspec
 
 from flowlet.core.chart import Plan, Plans
 from flowlet.core.codec import pack
+from flowlet.core.configurations import DEFINITION, Configuration
 from flowlet.core.current import machine_context
 from flowlet.core.guards import guard_failure
 from flowlet.core.hooks import refuse_awaitable
@@ -20,7 +21,6 @@ from flowlet.core.machine import MachineDefinition
 from flowlet.core.machine_data import DataShape, Snapshot
 from flowlet.core.machine_members import effects
 from flowlet.core.machine_records import Moved
-from flowlet.core.states import DEFINITION, Configuration
 from flowlet.errors import TransitionNotAllowed
 from flowlet.runtime.machine_bond import Bond
 from flowlet.runtime.machine_driver import drain, finish, hook_failure
@@ -54,7 +54,10 @@ _UNREAD: Final = object()
 def simplify(definition: MachineDefinition, table: Plans) -> Ways:
     """Boil down those plans of a trigger that are simple."""
     ways = Ways({}, {}, {})
-    for configuration, plans in table.items():
+    if definition.chart is not None:
+        return ways
+    for configuration in table:
+        plans = table.get(configuration)
         if not _is_simple(plans):
             continue
         (plan,) = plans
@@ -72,7 +75,7 @@ def simplify(definition: MachineDefinition, table: Plans) -> Ways:
 def _is_simple(plans: tuple[Plan, ...]) -> bool:
     (plan, *others) = plans
     checks = [c for c in (plan.gate, *plan.checks) if c is not None]
-    if others or not plan.plain or plan.exits or plan.failed is not None:
+    if others or not plan.plain or plan.exits or plan.rescue is not None:
         return False
     if len(checks) > 1 or len(plan.enters) > 1 or any(c.leaf is None or not c.leaf.alone for c in checks):
         return False
@@ -141,7 +144,7 @@ async def move_waiting(machine: Any, way: Simple, event: str, args: tuple[Any, .
     except BaseException:
         if taken is not _UNREAD:
             snapshot.restore(machine, taken)
-        turn.raised = None
+        turn.raised = turn.delayed = None
         leave(machine, turn)
         raise
     machine._flowlet_state = target
@@ -155,7 +158,7 @@ async def move_waiting(machine: Any, way: Simple, event: str, args: tuple[Any, .
         except BaseException as error:
             await _drain(machine, turn, error)
             raise hook_failure(machine, enter.__name__, error, committed=True) from error
-    if turn.raised is not None or turn.waiters is not None:
+    if turn.raised is not None or turn.waiters is not None or turn.delayed is not None:
         await _drain(machine, turn, None)
     else:
         machine._flowlet_turn = None
@@ -229,7 +232,7 @@ async def move_stored(machine: Any, bond: Bond, way: Stored, args: tuple[Any, ..
             if office.log.active:
                 bond.log_committed(record)
         else:  # it has raised something
-            await bond.commit(machine, bond._flowlet_turn, plan, target, args, kwargs, None, result)
+            await bond.commit(machine, bond._flowlet_turn, plan, plan.landing, args, kwargs, None, result)
     except BaseException:
         if taken is not _UNREAD:
             snapshot.restore(machine, taken)
@@ -262,7 +265,7 @@ def _end(bond: Bond) -> None:
         bond._flowlet_turn = None
         return
     enter_turn(turn)
-    turn.raised = None
+    turn.raised = turn.delayed = None
     leave(bond, turn)
 
 

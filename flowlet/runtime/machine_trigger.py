@@ -16,7 +16,8 @@ from flowlet.core.current import run_context
 from flowlet.core.guards import guard_failure
 from flowlet.core.hooks import refuse_awaitable
 from flowlet.core.machine import MachineDefinition
-from flowlet.core.marks import TRANSITIONS, TRIGGER
+from flowlet.core.marks import TRANSITIONS, TRIGGER, is_automatic
+from flowlet.errors import MachineError
 from flowlet.runtime.machine_bond import Bond
 from flowlet.runtime.machine_driver import act_for_heir, drain, handle, hook_failure
 from flowlet.runtime.machine_simple import Ways, judge, move_stored, move_waiting, simplify
@@ -45,16 +46,27 @@ def make_trigger(definition: MachineDefinition, method: str) -> Callable[..., An
     """Build the function that replaces a marked method."""
     trigger = definition.methods[method]
     table = definition.method_plans[method]
-    event = trigger.transitions[0].event or method
+    event = next((m.event for m in trigger.transitions if m.event), method)
     ways = simplify(definition, table)
     parameters = definition.parameters[method]
     takes = parameters.names or parameters.keywords or parameters.variadic or parameters.provided
     build = _with_arguments if takes else _alone
-    made = functools.wraps(trigger.action)(build(definition, table, ways, event, method))
+    own = [mark for mark in trigger.transitions if not is_automatic(mark)]
+    made = build(definition, table, ways, event, method) if own else _automatic(method)
+    made = functools.wraps(trigger.action)(made)
     setattr(made, TRANSITIONS, trigger)
     setattr(made, TRIGGER, made)
     setattr(made, EVENT, EventRef(definition, event, method, table))
     return made
+
+
+def _automatic(method: str) -> Callable[..., Any]:
+    async def trigger(self: Any, *args: Any, **kwargs: Any) -> Any:
+        raise MachineError(
+            f"{type(self).__name__}.{method} happens by itself, and is not fired; give it a transition with an event"
+        )
+
+    return trigger
 
 
 # The two functions below are the same but for the arguments, whose handing on would cost the first a third

@@ -10,8 +10,11 @@ import inspect
 import itertools
 import secrets
 from collections.abc import AsyncIterator, Callable, Mapping
+from functools import partial
 from typing import Any, TypeVar
 from weakref import WeakValueDictionary
+
+import anyio
 
 from flowlet.core.current import run_context
 from flowlet.core.faults import describe
@@ -19,12 +22,15 @@ from flowlet.core.ids import check_id
 from flowlet.core.machine import MachineDefinition, Transition
 from flowlet.core.machine_data import DataShape, unknown_data
 from flowlet.core.machine_records import Fold, Moved, check_complete, read_record, transition_of
-from flowlet.errors import Conflict, DefinitionError, IdConflict, MachineError, RunNotFound
+from flowlet.errors import Conflict, DefinitionError, IdConflict, MachineError, RunNotFound, StoreUnavailable
+from flowlet.runtime.alarms import Alarms
 from flowlet.runtime.logs import Log
 from flowlet.runtime.machine_bond import Bond
-from flowlet.runtime.machine_driver import continue_raised
+from flowlet.runtime.machine_driver import continue_raised, finish
+from flowlet.runtime.machine_firing import fire_stored, start_stored
 from flowlet.runtime.machine_install import definition_of
 from flowlet.runtime.machine_office import KIND, Busy, Office
+from flowlet.runtime.tasks import Task, spawn
 from flowlet.runtime.turns import Turn, depart, leave, move, take
 from flowlet.store import Head, Store, Stored
 
@@ -56,7 +62,10 @@ class Machines:
         max_payload: int | None = None,
     ) -> None:
         owner = worker if callable(worker) else (lambda: worker)
-        self._office = Office(store, now, owner, secrets.randbits(62), log, provide, max_payload)
+        self._office = Office(store, now, owner, secrets.randbits(62), log, provide, max_payload, self._alarm)
+        self._alarms = Alarms(now, self._ring, self._broke)
+        self._timed: dict[str, MachineDefinition] = {}
+        self._tasks: set[Task] = set()
         self._prefix = secrets.token_hex(4)
         self._numbers = itertools.count(1)
         self._live: WeakValueDictionary[str, Any] = WeakValueDictionary()
@@ -94,6 +103,7 @@ class Machines:
     async def _create(self, definition: MachineDefinition, machine: Any, id: str) -> Any:
         async with _Door(self._doors, id):
             if id not in self._live and await self._write(definition, machine, id):
+                await start_stored(machine)
                 return machine
             await self._check_same(definition, machine, id)
             return await self._open(definition, type(machine), id)
@@ -194,7 +204,7 @@ class Machines:
         machine = await self._revive(definition, cls, id, stored)
         self._live[id] = machine
         bond: Bond = machine._flowlet_turn
-        if bond.raised:
+        if bond.raised or machine._flowlet_state.restless:
             await self._refresh(machine)
         return machine
 
@@ -233,6 +243,8 @@ class Machines:
             await bond.refresh(machine)
             if bond.raised:
                 await continue_raised(machine, bond, turn)
+            elif machine._flowlet_state.restless:
+                await finish(machine, bond, turn)
         except Busy:
             pass  # another process is at it
         except BaseException:
@@ -242,6 +254,44 @@ class Machines:
             if bond.leased:
                 await bond.give_back()
             leave(bond, turn)
+
+    # What is due --------------------------------------------------------------------------------
+    def _alarm(self, id: str, definition: MachineDefinition, at: float | None) -> None:
+        if at is None:
+            self._timed.pop(id, None)
+            self._alarms.drop(id)
+        else:
+            self._timed[id] = definition
+            self._alarms.set(id, at)
+
+    def _ring(self, id: str) -> None:
+        definition = self._timed.pop(id, None)
+        if definition is not None:
+            self._tasks.add(spawn(partial(self.look_after, definition, id), self._broke, self._tasks.discard))
+
+    async def look_after(self, definition: MachineDefinition, id: str) -> None:
+        """Handle what is due of a machine, live or not."""
+        pause = 0.1
+        while True:
+            try:
+                await fire_stored(await self.load(definition.cls, id))
+                return
+            except RunNotFound:
+                return  # pruned meanwhile
+            except StoreUnavailable as error:
+                self._office.log.warning("store.unavailable", error=str(error))
+            await anyio.sleep(pause)
+            pause = min(2 * pause, 10.0)
+
+    def _broke(self, error: BaseException) -> None:
+        self._office.log.error("machine.timer_failed", error=repr(error))
+
+    async def close(self) -> None:
+        """Handle nothing more that is due."""
+        self._alarms.stop()
+        for task in list(self._tasks):
+            task.cancel()
+            await task.done.wait()
 
     # Reading ------------------------------------------------------------------------------------
     async def history(self, id: str, /) -> AsyncIterator[Transition]:
@@ -279,14 +329,17 @@ class Machines:
             MachineError: it is no state of the machine.
         """
         definition = cls if isinstance(cls, MachineDefinition) else definition_of(cls)
-        name = None if state is None else definition.state(state).name
+        wanted = None if state is None else definition.state(state)
+        # Of nested states a head has the atomic ones, so that the others are picked out here.
+        name = None if wanted is None or definition.states.nested else wanted.name
         cursor = 0
         while True:
             heads = await self._office.store.scan(
                 kind=KIND, definition=definition.name, state=name, after=cursor, limit=PAGE
             )
             for head in heads:
-                yield head.id
+                if wanted is None or name is not None or definition.covers(head.state, wanted):
+                    yield head.id
             if len(heads) < PAGE:
                 return
             cursor = heads[-1].order

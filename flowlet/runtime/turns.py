@@ -33,6 +33,9 @@ class Raised(msgspec.Struct, frozen=True, eq=False):
     arguments: bytes = b""
 
 
+NO_ARGUMENTS: Final = msgspec.msgpack.encode(((), {}))
+
+
 class Waiter:
     """A caller that waits for its turn.
 
@@ -55,12 +58,20 @@ class Turn(msgspec.Struct, eq=False):
     Attributes:
         outer: the turn in whose callbacks this one was taken: another machine's.
         raised: events raised by the callbacks.
+        delayed: the same with the seconds that they are to be handled after.
         waiters: those who come next.
     """
 
     outer: Turn | None = None
     raised: deque[Raised] | None = None
+    delayed: list[tuple[float, Raised]] | None = None
     waiters: deque[Waiter] | None = None
+
+    def queue(self, event: str) -> None:
+        """Raise an event that nobody gives arguments to."""
+        if self.raised is None:
+            self.raised = deque()
+        self.raised.append(Raised(event, None, (), {}, NO_ARGUMENTS))
 
     # What is deep-copied or pickled with a machine by code of its own is a machine without this.
     def __deepcopy__(self, memo: object) -> None:
@@ -168,7 +179,7 @@ def hand_on(seat: Any, turn: Turn) -> None:
         seat._flowlet_turn = None
         return
     waiter = waiters.popleft()
-    waiter.turn = seat._flowlet_turn = Turn(None, None, waiters)
+    waiter.turn = seat._flowlet_turn = Turn(None, None, None, waiters)
     waiter.event.set()
 
 

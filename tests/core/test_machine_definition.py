@@ -71,21 +71,31 @@ def test_the_export_is_plain_data() -> None:
     assert json.loads(json.dumps(exported)) == exported
     assert exported["version"] == 4
     assert exported["initial"] == "Draft"
-    assert exported["states"][2] == {"name": "Done", "final": True}
+    assert exported["states"][2] == {
+        "name": "Done",
+        "parent": None,
+        "type": "final",
+        "initial": False,
+        "default": [],
+        "invoke": None,
+    }
     assert exported["events"] == ["send", "arrive", "note"]
     assert exported["data"] == ["total", "lines"]
     assert exported["transitions"][0] == {
         "event": "send",
         "method": "send",
         "source": "Draft",
-        "target": "InTransit",
+        "targets": ["InTransit"],
         "guards": ["can_send", "all_of(is_heavy, not_(<lambda>))"],
+        "internal": False,
+        "kind": "event",
+        "after": None,
         "exclusive": True,
         "on_error": None,
     }
-    assert [(t["source"], t["target"]) for t in exported["transitions"] if t["event"] == "note"] == [
-        ("Draft", None),
-        ("InTransit", None),
+    assert [(t["source"], t["targets"]) for t in exported["transitions"] if t["event"] == "note"] == [
+        ("Draft", []),
+        ("InTransit", []),
     ]
 
 
@@ -93,9 +103,10 @@ def test_a_definition_is_immutable_and_answers_by_class_and_name() -> None:
     definition = built(Order)
     with pytest.raises(AttributeError):
         definition.version = 2  # type: ignore[misc]
-    assert definition.configuration(Order.InTransit) is definition.configuration("InTransit")
-    assert definition.targets("arrive", "InTransit") == {"Done", "Draft"}
-    assert definition.targets("arrive", "Draft") == definition.targets("nothing", "Nowhere") == set()
+    assert definition.state(Order.InTransit) is definition.state("InTransit")
+    here, there = definition.configurations["InTransit"], definition.configurations["Draft"]
+    assert definition.targets("arrive", here) == {"Done", "Draft"}
+    assert definition.targets("arrive", there) == definition.targets("nothing", here) == set()
     with pytest.raises(MachineError, match="did you mean 'InTransit'"):
         definition.state("InTransitt")
     with pytest.raises(MachineError, match="has no event"):

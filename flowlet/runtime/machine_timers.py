@@ -1,0 +1,149 @@
+"""The timers of machines: transitions marked ``after=``, and events raised with a delay.
+
+Law: a timer is a key and a time; which ones run is worked out with each transition and, for a machine with a store,
+committed together with it. What rings is a hint: whether the time has come, and what is to be done, is looked up when
+the machine has its turn.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from flowlet.core.chart import Landing
+from flowlet.core.machine_records import Pending, Timer
+from flowlet.runtime.alarms import Alarms
+from flowlet.runtime.logs import Log
+from flowlet.runtime.tasks import spawn
+from flowlet.runtime.turns import NO_ARGUMENTS, Raised, Turn
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+TIMERS = "_flowlet_timers"
+"""The attribute of a machine without a store that holds its `LooseTimers`, once it has had any."""
+
+
+class Due(msgspec.Struct, frozen=True, eq=False):
+    """One timer.
+
+    Attributes:
+        at: seconds of the clock that the machine goes by.
+        raised: what was raised with a delay; None for a transition marked ``after=``.
+    """
+
+    at: float
+    raised: Raised | None = None
+
+
+Running = Mapping[str, Due]
+"""The timers that run, by key. Never changed: what changes them makes another one."""
+
+
+def after(running: Running, landing: Landing | None, turn: Turn, now: float) -> Running:
+    """Return what runs behind a transition; the same object when that is what ran before.
+
+    Args:
+        landing: what the transition does; None when there was none.
+        turn: has what was raised with a delay, which is taken from it.
+    """
+    times = landing is not None and landing.times
+    if not times and not turn.delayed:
+        return running
+    found = dict(running)
+    if landing is not None:
+        for key in landing.stops:
+            found.pop(key, None)
+        for key, seconds in landing.starts:
+            found[key] = Due(now + seconds)
+    for seconds, raised in turn.delayed or ():
+        number = 1
+        while (key := f"{raised.event}~{number}") in found:
+            number += 1
+        found[key] = Due(now + seconds, raised)
+    turn.delayed = None
+    return found if found.keys() != running.keys() or any(found[k] is not running[k] for k in found) else running
+
+
+def next_due(running: Running) -> float | None:
+    """Return when the first of them is due."""
+    return min((due.at for due in running.values()), default=None)
+
+
+def first_due(running: Running, now: float) -> str | None:
+    """Return the key of the one that is due, of several the earliest."""
+    ready = [(due.at, key) for key, due in running.items() if due.at <= now]
+    return min(ready)[1] if ready else None
+
+
+def without(running: Running, key: str) -> Running:
+    """Return the others."""
+    return {other: due for other, due in running.items() if other != key}
+
+
+# In records -------------------------------------------------------------------------------------------
+def recorded(running: Running) -> tuple[Timer, ...]:
+    """Return timers as a record has them."""
+    return tuple(
+        Timer(key, due.at, None if due.raised is None else pending(due.raised)) for key, due in running.items()
+    )
+
+
+def pending(raised: Raised) -> Pending:
+    """Return what was raised as a record has it."""
+    return Pending(raised.event, raised.method, raised.arguments or NO_ARGUMENTS)
+
+
+# Of machines without a store --------------------------------------------------------------------------
+class LooseTimers:
+    """The timers of one machine without a store, by the clock of the process.
+
+    They keep the machine alive while they run.
+
+    Args:
+        fire: handles what is due of a machine.
+    """
+
+    def __init__(self, machine: Any, fire: Callable[[Any], Awaitable[None]]) -> None:
+        self.running: Running = {}
+        self._alarms = Alarms(time.monotonic, lambda _: self._ring(machine, fire), self._broke)
+
+    def set(self, running: Running) -> None:
+        """Let these run."""
+        self.running = running
+        at = next_due(running)
+        if at is None:
+            self._alarms.drop("next")
+        else:
+            self._alarms.set("next", at)
+
+    def _ring(self, machine: Any, fire: Callable[[Any], Awaitable[None]]) -> None:
+        spawn(partial(fire, machine), self._broke)
+
+    def _broke(self, error: BaseException) -> None:
+        Log().error("machine.timer_failed", error=repr(error))
+
+    # A copy of a machine is a machine of its own, whose timers begin with its next transition.
+    def __deepcopy__(self, memo: object) -> None:
+        return None
+
+    def __reduce__(self) -> tuple[Any, tuple[()]]:
+        return type(None), ()
+
+
+def advance(machine: Any, turn: Turn, landing: Landing | None) -> None:
+    """Let the timers of a machine without a store run as a transition says."""
+    from flowlet.runtime.machine_firing import fire_due  # which drives the machine, which lets timers run
+
+    timers: LooseTimers | None = getattr(machine, TIMERS, None)
+    if timers is None:
+        timers = LooseTimers(machine, fire_due)
+        setattr(machine, TIMERS, timers)
+    now = time.monotonic()
+    running = after(timers.running, landing, turn, now)
+    if running is not timers.running:
+        timers.set(running)
