@@ -16,6 +16,7 @@ import msgspec
 from flowlet.assembler import Assembler
 from flowlet.core.annotations import Parameter
 from flowlet.core.definitions import RunDefinition
+from flowlet.core.machine import MachineDefinition
 from flowlet.core.registry import ASSEMBLED, BaseRegistry
 from flowlet.core.run import Run, host_of, make_caller
 from flowlet.core.steps import StepDefinition
@@ -65,9 +66,17 @@ class Registry(BaseRegistry, Assembler):
         return found if isinstance(found, RunDefinition) else None
 
     def runnable(self) -> list[tuple[str, str, str]]:
-        """Return what runs can be made of, as (kind, name, version)."""
-        found = self.definitions.values()
-        return [("run", d.name, d.version) for d in found if isinstance(d, RunDefinition)]
+        """Return what this process can go on with, as (kind, name, version)."""
+        found = list(self.definitions.values())
+        runs = [("run", d.name, d.version) for d in found if isinstance(d, RunDefinition)]
+        machines = [d for d in found if isinstance(d, MachineDefinition)]
+        # The histories of older versions are read, too.
+        return [*runs, *(("machine", d.name, str(v)) for d in machines for v in range(1, d.version + 1))]
+
+    def find_machine(self, name: str) -> MachineDefinition | None:
+        """Return the machine with this name."""
+        found = (d for d in self.definitions.values() if isinstance(d, MachineDefinition) and d.name == name)
+        return next(found, None)
 
     def _added(self, definition: Any) -> None:
         if isinstance(definition, RunDefinition) and all(home() is not self for home in definition.homes):

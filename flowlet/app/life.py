@@ -149,7 +149,9 @@ class Life(Assembler):
             log=self._log,
             provide=provide,
             max_payload=self._max_payload,
+            find=registry.find_machine,
         )
+        runs.adopt_machine = machines.adopt
         runs.max_payload = self._max_payload
         self._runs, self._machines = runs, machines
         await self._store_definitions()

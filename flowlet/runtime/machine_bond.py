@@ -24,7 +24,7 @@ from flowlet.errors import Conflict, DecodeError, EncodeError, HookFailed, RunNo
 from flowlet.runtime.machine_office import ACTIVE, FINAL, KIND, Busy, Office
 from flowlet.runtime.machine_timers import Due, Running, after, next_due, pending, recorded
 from flowlet.runtime.turns import NO_ARGUMENTS, Raised, Turn
-from flowlet.store import UNCHANGED, Claims, New, Stored, Write
+from flowlet.store import UNCHANGED, Claims, New, Stored, Unchanged, Write
 
 SLACK = 0.5
 """Seconds after which other processes look after a timer that has rung and was not handled."""
@@ -121,7 +121,7 @@ class Bond:
             records=(record,),
             status=FINAL if state.final else ACTIVE,
             state=state.state,
-            wake=self._wake(),
+            wake=self._wake(created, self.timers),
             close=state.final,
         )
         try:
@@ -243,10 +243,13 @@ class Bond:
         where = f"{what} of {self.definition.name} {self.id!r}, with the machine's data,"
         check_size(packed, self.office.max_payload, where)
 
-    def _wake(self) -> float | None:
+    def _wake(self, record: Created | Moved | Settled, timers: Running) -> float | Unchanged | None:
         """Return when somebody else should look after the machine, if this process does not."""
-        at = next_due(self.timers)
-        return None if at is None else at + SLACK
+        raised = () if isinstance(record, Settled) else record.raised
+        if record.timers is None and not raised and not self.raised:
+            return UNCHANGED
+        times = [at for at in (next_due(timers), record.at if raised else None) if at is not None]
+        return min(times) + SLACK if times else None
 
     def arm(self) -> None:
         """Let the first timer ring in this process."""
@@ -273,7 +276,7 @@ class Bond:
             status=FINAL if target.final else ACTIVE,
             close=target.final,
             owner=owner,
-            wake=UNCHANGED if record.timers is None else None if (at := next_due(timers)) is None else at + SLACK,
+            wake=self._wake(record, timers),
         )
 
     async def _append(self, write: Write) -> None:

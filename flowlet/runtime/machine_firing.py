@@ -39,10 +39,14 @@ async def fire_due(machine: Any) -> None:
         leave(machine, turn)
 
 
-async def fire_stored(machine: Any) -> None:
+async def fire_stored(machine: Any, *, claimed: bool = False) -> None:
     """Handle what is due of a machine with a store.
 
+    Args:
+        claimed: this process owns it for that, and gives it back with it.
+
     Raises:
+        Busy: another process is at it.
         StoreUnavailable: it could not be recorded, and is still due.
     """
     bond: Bond = machine._flowlet_turn
@@ -51,6 +55,8 @@ async def fire_stored(machine: Any) -> None:
     try:
         if bond.stale:
             await bond.refresh(machine)
+        if claimed:
+            await bond.lease(machine, patient=False)
         if bond.raised:
             await continue_raised(machine, bond, turn)
         while (key := first_due(bond.timers, bond.office.now())) is not None:

@@ -28,7 +28,9 @@ ASSEMBLED = "__flowlet_assembled__"
 
 def install_machine(definition: MachineDefinition) -> type:
     """Return the class whose objects are machines: the user's own, or a subclass if that is slotted."""
-    cls = definition.cls if _has_room(definition.cls) else _with_slots(definition.cls)
+    cls = (
+        definition.cls if _has_room(definition.cls) else _with_slots(definition.cls, timed=definition.chart is not None)
+    )
     for method in definition.methods:
         setattr(cls, method, make_trigger(definition, method))
     setattr(cls, DEFINITION, definition)
@@ -79,8 +81,14 @@ def _has_room(cls: type) -> bool:
     return cls.__dictoffset__ != 0 or inherited
 
 
-def _with_slots(cls: type) -> type:
-    slots = (STATE, TURN, TIMERS) if cls.__weakrefoffset__ else (STATE, TURN, TIMERS, "__weakref__")
+def has_room_for_timers(machine: Any) -> bool:
+    """Say whether a machine without a store can have timers."""
+    cls = type(machine)
+    return cls.__dictoffset__ != 0 or inspect.ismemberdescriptor(inspect.getattr_static(cls, TIMERS, None))
+
+
+def _with_slots(cls: type, *, timed: bool) -> type:
+    slots = (STATE, TURN, *((TIMERS,) if timed else ()), *(() if cls.__weakrefoffset__ else ("__weakref__",)))
     body: dict[str, Any] = {
         "__slots__": slots,
         "__module__": cls.__module__,

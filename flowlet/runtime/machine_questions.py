@@ -21,7 +21,7 @@ from flowlet.core.run import InsideEvent
 from flowlet.errors import MachineError
 from flowlet.runtime.machine_bond import Bond
 from flowlet.runtime.machine_driver import choose, handle
-from flowlet.runtime.machine_install import TURN, definition_of
+from flowlet.runtime.machine_install import TURN, definition_of, has_room_for_timers
 from flowlet.runtime.machine_trigger import EVENT, EventRef
 from flowlet.runtime.turns import BUSY, Raised, Turn, is_inside, leave, open_turn, take
 
@@ -96,12 +96,12 @@ def can(event: Callable[P, Awaitable[Any]], /, *args: P.args, **kwargs: P.kwargs
 
 
 @overload
-def raise_event(event: Callable[P, Awaitable[Any]], /, *args: P.args, **kwargs: P.kwargs) -> None: ...
-@overload
 def raise_event(event: Callable[..., Awaitable[Any]], /, *args: Any, after: Seconds, **kwargs: Any) -> None: ...
 @overload
+def raise_event(event: Callable[P, Awaitable[Any]], /, *args: P.args, **kwargs: P.kwargs) -> None: ...
+@overload
 def raise_event(machine: object, event: str, /, *args: Any, after: Seconds | None = None, **kwargs: Any) -> None: ...
-def raise_event(event: Any, /, *args: Any, after: Seconds | None = None, **kwargs: Any) -> None:
+def raise_event(event: Any, /, *args: Any, **kwargs: Any) -> None:
     """Queue an event of the machine whose callback is running; it is handled right after this transition.
 
     Args:
@@ -113,6 +113,7 @@ def raise_event(event: Any, /, *args: Any, after: Seconds | None = None, **kwarg
         MachineError: it is not a trigger of a machine, or no callback of that machine is running.
         EncodeError: the machine has a store, and an argument cannot be stored.
     """
+    after: Seconds | None = kwargs.pop("after", None)
     if args and isinstance(args[0], str) and getattr(event, EVENT, None) is None and hasattr(event, TURN):
         machine, (name, *rest) = event, args
         definition_of(machine).event(name)
@@ -131,6 +132,10 @@ def _queue(
     if turn is None or (turn is not BUSY and not is_inside(turn)):
         outside = "was called outside of the machine's hooks and actions"
         raise MachineError(f"raise_event({method or event}) {outside}; await {method or 'fire'}() instead")
+    if after is not None and seat is machine and not has_room_for_timers(machine):
+        raise MachineError(
+            f"{type(machine).__name__} has __slots__ and no room for timers: leave them out, or use it with a store"
+        )
     arguments = b"" if seat is machine else encode((args, kwargs), f"an argument of the raised event {event!r}")
     item = Raised(event, method, args, dict(kwargs), arguments)
     if turn is BUSY:

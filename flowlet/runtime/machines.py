@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import itertools
 import secrets
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from functools import partial
 from typing import Any, TypeVar
 from weakref import WeakValueDictionary
@@ -49,6 +49,7 @@ class Machines:
         worker: the id of a worker with a live heartbeat, or what returns it; owns leases.
         provide: returns what is provided for an annotation.
         max_payload: bytes that a record may have, or None.
+        find: returns the definition with a name, for machines that are due and that nobody has loaded.
     """
 
     def __init__(
@@ -60,7 +61,9 @@ class Machines:
         log: Log,
         provide: Callable[[Any], Any] | None = None,
         max_payload: int | None = None,
+        find: Callable[[str], MachineDefinition | None] | None = None,
     ) -> None:
+        self._find = find
         owner = worker if callable(worker) else (lambda: worker)
         self._office = Office(store, now, owner, secrets.randbits(62), log, provide, max_payload, self._alarm)
         self._alarms = Alarms(now, self._ring, self._broke)
@@ -267,17 +270,33 @@ class Machines:
     def _ring(self, id: str) -> None:
         definition = self._timed.pop(id, None)
         if definition is not None:
-            self._tasks.add(spawn(partial(self.look_after, definition, id), self._broke, self._tasks.discard))
+            self._spawn(partial(self.look_after, definition, id))
 
-    async def look_after(self, definition: MachineDefinition, id: str) -> None:
-        """Handle what is due of a machine, live or not."""
+    def _spawn(self, main: Callable[[], Awaitable[None]]) -> None:
+        self._tasks.add(spawn(main, self._broke, self._tasks.discard))
+
+    def adopt(self, head: Head) -> None:
+        """Handle what is due of a machine that this process has just claimed."""
+        definition = None if self._find is None else self._find(head.definition)
+        if definition is not None:
+            self._tasks.add(
+                spawn(partial(self.look_after, definition, head.id, claimed=True), self._broke, self._tasks.discard)
+            )
+
+    async def look_after(self, definition: MachineDefinition, id: str, *, claimed: bool = False) -> None:
+        """Handle what is due of a machine, live or not.
+
+        Args:
+            claimed: this process owns it for that. If it cannot be read here it stays claimed, or the next look would
+                find it again; another process may do better when this one has ended.
+        """
         pause = 0.1
         while True:
             try:
-                await fire_stored(await self.load(definition.cls, id))
+                await fire_stored(await self.load(definition.cls, id), claimed=claimed)
                 return
-            except RunNotFound:
-                return  # pruned meanwhile
+            except (RunNotFound, Busy):
+                return  # it was pruned meanwhile, or another process is at it
             except StoreUnavailable as error:
                 self._office.log.warning("store.unavailable", error=str(error))
             await anyio.sleep(pause)

@@ -95,6 +95,7 @@ class Runs(StoredRuns):
             self._leave_taken,
         )
         self.orders = Orders(store, self)
+        self.adopt_machine: Callable[[Head], None] | None = None
         self.make_breaker: Callable[[], Breaker] = _no_breaker
         self._alarms = Alarms(self.now, self._expire, self._alarms_broke)
 
@@ -354,6 +355,8 @@ class Runs(StoredRuns):
     # -------------------------------------------------------------- taking up
     async def _adopt(self, heads: Sequence[Head]) -> None:
         for head in heads:
+            if head.kind == "machine" and self.adopt_machine is not None:
+                self.adopt_machine(head)
             if head.kind != "run" or head.id in self.live:
                 continue
             definition = self.find(head.definition, head.definition_version)

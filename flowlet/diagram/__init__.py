@@ -1,0 +1,72 @@
+"""Pictures of definitions: Mermaid and Graphviz DOT text, and SVG where the program ``dot`` is installed.
+
+    flowlet.diagram                what one imports: `diagram`, `Diagram`, `DotFailed`
+    flowlet.diagram.source         what was given -> its export and what is active
+    flowlet.diagram.exported       the shape of an export
+    flowlet.diagram.machine        the export of a machine -> a picture
+    flowlet.diagram.run            the export of a saga or a pipeline -> a picture
+    flowlet.diagram.picture        a picture: vertices, edges and their names; it knows of no format
+    flowlet.diagram.mermaid, .dot  a picture -> text
+    flowlet.diagram.program        text -> SVG
+
+Law: a picture is drawn from what a definition exports and nothing else, so that one can be drawn without the user's
+code; the same definition gives the same text. No module here imports a store, a runtime or the facade.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from flowlet.core.marks import StateRef
+from flowlet.diagram.dot import write_dot
+from flowlet.diagram.exported import MachineExport
+from flowlet.diagram.machine import draw_machine
+from flowlet.diagram.mermaid import write_mermaid
+from flowlet.diagram.program import DotFailed
+from flowlet.diagram.result import Diagram
+from flowlet.diagram.run import draw_run
+from flowlet.diagram.source import read_source
+
+__all__ = ["Diagram", "DotFailed", "diagram"]
+
+
+def diagram(thing: object, /, *, active: str | Iterable[StateRef] | None = None) -> Diagram:
+    """Draw a machine, a saga or a pipeline.
+
+    Args:
+        thing: an assembled class or function, an object of a machine (what it is in now is highlighted), a definition,
+            or the dict that its ``export()`` has returned.
+        active: what to highlight: states, as class, Enum member or name, steps by their names, or the word by which
+            listings and records call a configuration (``"Playing.Low + Muted"``).
+
+    Returns:
+        A `Diagram`; notebooks show it as a picture.
+
+    Raises:
+        FlowletError: it is nothing that can be drawn, or ``active`` names what is not in it.
+
+    Example:
+        >>> from flowlet import Registry, state, transition
+        >>> from flowlet.diagram import diagram
+        >>> registry = Registry()
+        >>> @registry.machine
+        ... class Door:
+        ...     @state(initial=True)
+        ...     class Closed: ...
+        ...     @state(final=True)
+        ...     class Open: ...
+        ...     @transition(Closed, Open)
+        ...     async def push(self) -> None: ...
+        >>> print(diagram(Door, active=[Door.Closed]))
+        stateDiagram-v2
+            state "Closed" as Closed
+            state "Open" as Open
+            [*] --> Closed
+            Open --> [*]
+            Closed --> Open : push
+            classDef active fill:#fde68a,stroke:#b45309,stroke-width:3px
+            class Closed active
+    """
+    exported, names = read_source(thing, active)
+    draw = draw_machine(exported, names) if isinstance(exported, MachineExport) else draw_run(exported, names)
+    return Diagram(exported.name, write_mermaid(draw), write_dot(draw))
