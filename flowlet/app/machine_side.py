@@ -75,6 +75,19 @@ class MachineSide(Life):
         """
         return self._open_machines.history(id)
 
+    async def verify(self, machine: type[Any], id: str, /) -> int:
+        """Judge every record of a machine; `load` judges those behind the last snapshot.
+
+        Returns:
+            How many records there are.
+
+        Raises:
+            RunNotFound: there is no such machine.
+            HistoryMismatch: a record does not fit the definition, or the snapshot does not fit the records.
+            DecodeError: a record is damaged or missing.
+        """
+        return await self._open_machines.verify(machine, id)
+
     def machines(self, machine: type[Any], /, *, state: Any = None) -> AsyncIterator[str]:
         """Yield the ids of the machines of a class, in the order of their creation.
 

@@ -225,7 +225,9 @@ def check_cycles(cls: type, reach: Reach, faults: Faults) -> None:
     leads: dict[int, int] = {}
     for candidate, arrow in free.items():
         if not arrow.targets:
-            faults.add(cls, f"transition {candidate.title()} would be taken for ever; give it a guard")
+            faults.add(
+                cls, f"transition {candidate.title()} would be taken for ever; give it a guard, or allow={{'cycle'}}"
+            )
             continue
         entered = entered_by(tree, arrow)
         leads[arrow.source] = leads.get(arrow.source, 0) | _union(
@@ -238,7 +240,11 @@ def check_cycles(cls: type, reach: Reach, faults: Faults) -> None:
             found |= _union(leads.get(n, 0) for n in numbers(seen))
         if found >> start & 1:
             name = tree.nodes[start].name or "*"
-            faults.add(cls, f"transitions without event and guard lead from {name!r} back to it for ever; guard one")
+            faults.add(
+                cls,
+                f"transitions without event and guard lead from {name!r} back to it for ever; guard one, "
+                'or allow={"cycle"}',
+            )
 
 
 def names_of(tree: Tree, states: int) -> set[str]:

@@ -14,7 +14,7 @@ from flowlet.core.chart_checks import Reach, arrows_of, check_conflicts, check_c
 from flowlet.core.faults import Faults, nearest
 from flowlet.core.states import State, States
 
-DOUBTS = frozenset({"conflict", "dead_end", "no_final", "no_initial", "shadowed", "unreachable"})
+DOUBTS = frozenset({"conflict", "cycle", "dead_end", "no_final", "no_initial", "shadowed", "unreachable"})
 """The kinds of faults that ``allow={...}`` lets pass."""
 
 
@@ -48,7 +48,8 @@ def check_chart(
     if not any(state.initial and state.parent is None for state in states.by_name.values()):
         allow |= {"unreachable", "no_final"}  # which would follow from it, and it is reported as such
     check_reach(cls, reach, allow, faults)
-    check_cycles(cls, reach, faults)
+    if "cycle" not in allow:
+        check_cycles(cls, reach, faults)
     if "conflict" not in allow:
         check_conflicts(cls, reach, faults)
     if "shadowed" not in allow:

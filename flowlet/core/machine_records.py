@@ -19,7 +19,19 @@ from flowlet.core.machine import MachineDefinition
 from flowlet.core.machine_data import NO_DATA
 from flowlet.errors import DecodeError, HistoryMismatch
 
-__all__ = ["Created", "Fold", "Moved", "Pending", "Record", "Settled", "check_complete", "read_record", "transition_of"]
+__all__ = [
+    "Created",
+    "Fold",
+    "Moved",
+    "Pending",
+    "Record",
+    "Settled",
+    "Summary",
+    "Timer",
+    "check_complete",
+    "read_record",
+    "transition_of",
+]
 
 
 class Pending(msgspec.Struct, frozen=True, array_like=True):
@@ -103,9 +115,26 @@ class Settled(msgspec.Struct, frozen=True, array_like=True, tag="s"):
     timers: tuple[Timer, ...] | None = None
 
 
+class Summary(msgspec.Struct, frozen=True, array_like=True):
+    """What the records up to a version add up to, without the keys of runs: a snapshot.
+
+    Attributes:
+        definition_version: of the code that wrote it; other code folds the records themselves.
+    """
+
+    definition_version: int
+    state: str
+    at: float
+    data: bytes
+    raised: tuple[Pending, ...]
+    timers: tuple[Timer, ...]
+    memory: dict[str, tuple[str, ...]]
+
+
 Record: TypeAlias = Created | Moved | Settled
 
 _codec: Codec[Record] = Codec(Record)
+_summaries: Codec[Summary] = Codec(Summary)
 
 
 def read_record(data: bytes, number: int, id: str) -> Record:
@@ -146,13 +175,14 @@ class Fold:
         keys: trigger and result of what runs have fired, by their key.
         at: the time of the last record, in seconds of the store's clock.
         timers: those that run.
+        keys_after: ``keys`` has those of records behind this version.
     """
 
-    __slots__ = ("at", "configuration", "data", "definition", "id", "keys", "raised", "timers", "version")
+    __slots__ = ("at", "configuration", "data", "definition", "id", "keys", "keys_after", "raised", "timers", "version")
 
     def __init__(self, definition: MachineDefinition, id: str) -> None:
         self.definition, self.id = definition, id
-        self.version = 0
+        self.version = self.keys_after = 0
         self.at = 0.0
         self.configuration: Configuration = definition.start.target
         self.timers: tuple[Timer, ...] = ()
@@ -176,6 +206,27 @@ class Fold:
             record = read_record(data, number, self.id)
             self._apply(self._migrated(record), number)
             self.version, self.at = number, record.at
+
+    def resume(self, data: bytes, version: int) -> bool:
+        """Begin with a snapshot; tell whether it can be used, since the records are there as well."""
+        try:
+            summary = _summaries.decode(data, f"the snapshot of machine {self.id!r}")
+            configurations = self.definition.configurations
+            memory = configurations.memory(summary.memory)
+            configuration = configurations.remembering(summary.state, memory)
+        except (DecodeError, KeyError):
+            return False
+        if summary.definition_version != self.definition.version:
+            return False
+        self.version = self.keys_after = version
+        self.at, self.data, self.configuration = summary.at, summary.data, configuration
+        self.raised, self.timers = summary.raised, summary.timers
+        return True
+
+    def equals(self, other: Fold) -> bool:
+        """Say whether two folds say the same of a machine, the keys of runs aside."""
+        mine = (self.version, self.configuration, self.data, self.raised, self.timers)
+        return mine == (other.version, other.configuration, other.data, other.raised, other.timers)
 
     def values(self) -> tuple[Any, ...]:
         """Decode the data to the values of the attributes.

@@ -13,12 +13,13 @@ from typing import Any
 
 import anyio
 import msgspec
+from msgspec.structs import replace
 
 from flowlet.core.chart import Landing, Plan
 from flowlet.core.codec import encode, pack
 from flowlet.core.configurations import Configuration
 from flowlet.core.machine import MachineDefinition
-from flowlet.core.machine_records import Created, Fold, Moved, Pending, Settled
+from flowlet.core.machine_records import Created, Fold, Moved, Pending, Settled, Summary, read_record
 from flowlet.core.sizes import check_size
 from flowlet.errors import Conflict, DecodeError, EncodeError, HookFailed, RunNotFound, StoreUnavailable
 from flowlet.runtime.machine_office import ACTIVE, FINAL, KIND, Busy, Office
@@ -28,6 +29,13 @@ from flowlet.store import UNCHANGED, Claims, New, Stored, Unchanged, Write
 
 SLACK = 0.5
 """Seconds after which other processes look after a timer that has rung and was not handled."""
+
+
+EVERY = 200
+"""Records between two snapshots of a machine."""
+
+PAGE = 200
+"""Records that are read at once when a long history is walked through."""
 
 
 class Bond:
@@ -45,6 +53,8 @@ class Bond:
         leased: this process owns the machine at the moment.
         fence: that must not have moved, if it is known.
         timers: those that run.
+        snapshot_at: the version that the last snapshot stands for.
+        keys_after: `keys` has those of records behind this version.
     """
 
     __slots__ = (
@@ -58,9 +68,11 @@ class Bond:
         "fence",
         "id",
         "keys",
+        "keys_after",
         "leased",
         "office",
         "raised",
+        "snapshot_at",
         "stale",
         "timers",
         "values",
@@ -69,7 +81,7 @@ class Bond:
 
     def __init__(self, office: Office, definition: MachineDefinition, id: str) -> None:
         self.office, self.definition, self.id = office, definition, id
-        self.version = 0
+        self.version = self.snapshot_at = self.keys_after = 0
         self.values: tuple[Any, ...] = ()
         self.data = b""
         self.raised: tuple[Pending, ...] = ()
@@ -175,6 +187,8 @@ class Bond:
             write = self._special_write(record, packed, target, timers)
         else:
             write = Write(id=self.id, expect=self.version, records=(packed,), state=target.state)
+        if self.version - self.snapshot_at >= EVERY:
+            write = self.with_snapshot(write, record, landing.target, timers)
         await self._append(write)
         machine._flowlet_state = target
         self.at = at
@@ -192,6 +206,22 @@ class Bond:
         if source.memory == target.memory:
             return None
         return self.definition.configurations.remembered(target.memory)
+
+    def with_snapshot(self, write: Write, record: Moved, target: Configuration, timers: Running) -> Write:
+        """Have a write also store what the history adds up to with it, so that loading stays quick."""
+        summary = Summary(
+            self.definition.version,
+            target.state,
+            record.at,
+            self.data if record.data is None else record.data,
+            record.raised,
+            recorded(timers),
+            self.definition.configurations.remembered(target.memory),
+        )
+        self.snapshot_at = self.version + 1  # if it is not stored, there is one the less
+        packed = pack(summary)
+        limit = self.office.max_payload
+        return write if limit is not None and len(packed) > limit else replace(write, snapshot=packed)
 
     async def settle(self, machine: Any, turn: Turn) -> None:
         """Record what enter hooks have assigned and delayed, and that nothing is left to be handled.
@@ -341,6 +371,19 @@ class Bond:
                 raise EncodeError(f"{error}; return what the annotation says, since a run records it") from error
         return data
 
+    async def knows(self, key: str) -> bool:
+        """Say whether a run has fired something under a key; what lies before the snapshot is read if need be."""
+        if key not in self.keys and self.keys_after:
+            older: dict[str, tuple[str, bytes]] = {}
+            for start in range(0, self.keys_after, PAGE):
+                stored = await self.office.store.load(self.id, after=start, limit=min(PAGE, self.keys_after - start))
+                for place, data in enumerate(() if stored is None else stored.records, start + 1):
+                    record = read_record(data, place, self.id)
+                    if isinstance(record, Moved) and record.key is not None:
+                        older[record.key[0]] = record.key[1:]
+            self.keys, self.keys_after = {**older, **self.keys}, 0
+        return key in self.keys
+
     def recorded(self, key: str) -> Any:
         """Return the result that is recorded for a run's key."""
         method, data = self.keys[key]
@@ -373,6 +416,7 @@ class Bond:
         if self.version:
             fold.version, fold.data, fold.raised, fold.keys = self.version, self.data, self.raised, self.keys
             fold.at, fold.timers = self.at, recorded(self._stored_timers)
+            fold.keys_after = self.keys_after
             fold.configuration = self._known(machine)
         fold.add(stored.records, stored.head.version)
         values = fold.values()
@@ -388,7 +432,7 @@ class Bond:
     def take(self, fold: Fold, values: tuple[Any, ...]) -> None:
         """Know what a fold of the history knows."""
         self.version, self.data, self.raised, self.keys = fold.version, fold.data, fold.raised, fold.keys
-        self.values, self.at = values, fold.at
+        self.values, self.at, self.keys_after = values, fold.at, fold.keys_after
         timers = {t.key: Due(t.due, None if t.event is None else self._recall(t.event)) for t in fold.timers}
         if timers or self._stored_timers:
             self.timers = self._stored_timers = timers

@@ -512,7 +512,7 @@ async def _handle_stored(
         if scope is None:
             return await _attempt(machine, bond, turn, table, event, args, kwargs, None)
         key = scope.event_key(bond.id, event)
-        if key in bond.keys:
+        if await bond.knows(key):
             return bond.recorded(key)
         if scope.inside is not None:
             return await _attempt(machine, bond, turn, table, event, args, kwargs, key)

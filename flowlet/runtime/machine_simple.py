@@ -22,7 +22,7 @@ from flowlet.core.machine_data import DataShape, Snapshot
 from flowlet.core.machine_members import effects
 from flowlet.core.machine_records import Moved
 from flowlet.errors import TransitionNotAllowed
-from flowlet.runtime.machine_bond import Bond
+from flowlet.runtime.machine_bond import EVERY, Bond
 from flowlet.runtime.machine_driver import drain, finish, hook_failure
 from flowlet.runtime.turns import BUSY, Turn, enter_turn, leave, open_turn
 from flowlet.store import Write
@@ -218,6 +218,8 @@ async def move_stored(machine: Any, bond: Bond, way: Stored, args: tuple[Any, ..
             if office.max_payload is not None and len(packed) > office.max_payload:
                 bond.check_size(packed, f"event {event!r}")
             write = Write(id=bond.id, expect=bond.version, records=(packed,), state=reached)
+            if bond.version - bond.snapshot_at >= EVERY:
+                write = bond.with_snapshot(write, record, target, bond.timers)
             try:
                 await office.store.append((write,))
             except BaseException as error:

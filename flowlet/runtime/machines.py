@@ -22,10 +22,18 @@ from flowlet.core.ids import check_id
 from flowlet.core.machine import MachineDefinition, Transition
 from flowlet.core.machine_data import DataShape, unknown_data
 from flowlet.core.machine_records import Fold, Moved, check_complete, read_record, transition_of
-from flowlet.errors import Conflict, DefinitionError, IdConflict, MachineError, RunNotFound, StoreUnavailable
+from flowlet.errors import (
+    Conflict,
+    DefinitionError,
+    HistoryMismatch,
+    IdConflict,
+    MachineError,
+    RunNotFound,
+    StoreUnavailable,
+)
 from flowlet.runtime.alarms import Alarms
 from flowlet.runtime.logs import Log
-from flowlet.runtime.machine_bond import Bond
+from flowlet.runtime.machine_bond import EVERY, PAGE, Bond
 from flowlet.runtime.machine_driver import continue_raised, finish
 from flowlet.runtime.machine_firing import fire_stored, start_stored
 from flowlet.runtime.machine_install import definition_of
@@ -35,9 +43,6 @@ from flowlet.runtime.turns import Turn, depart, leave, move, take
 from flowlet.store import Head, Store, Stored
 
 M = TypeVar("M")
-
-PAGE = 200
-"""Records or heads that are read at once when histories and listings are walked through."""
 
 
 class Machines:
@@ -200,7 +205,7 @@ class Machines:
                 raise IdConflict(_taken(id, definition_of(live).name, definition.name))
             await self._refresh(live)
             return live
-        stored = await self._office.store.load(id)
+        stored = await self._office.store.load(id, limit=2 * EVERY)
         if stored is None:
             advice = f"create it with flow.create({describe(cls)}(...), id={id!r})"
             raise RunNotFound(f"there is no machine {id!r} in this store; {advice}")
@@ -213,14 +218,14 @@ class Machines:
 
     async def _revive(self, definition: MachineDefinition, cls: type, id: str, stored: Stored) -> Any:
         _check_head(definition, stored.head)
-        fold = Fold(definition, id)
-        fold.add(stored.records, stored.head.version)
+        fold = await self._fold(definition, id, stored)
         values = fold.values()
         machine = self._build(definition, cls, dict(zip(definition.data.names, values, strict=True)))
         # __init__ may have changed what it was given: the history is right.
         for name, value in zip(definition.data.names, values, strict=True):
             setattr(machine, name, value)
         bond = Bond(self._office, definition, id)
+        bond.snapshot_at = stored.snapshot_version
         bond.take(fold, values)
         machine._flowlet_state = fold.configuration
         machine._flowlet_turn = bond
@@ -234,6 +239,53 @@ class Machines:
             finally:
                 run_context.reset(token)
         return machine
+
+    async def _fold(self, definition: MachineDefinition, id: str, stored: Stored) -> Fold:
+        """Add up a history, of a long one from its snapshot on."""
+        fold = Fold(definition, id)
+        if stored.head.version > len(stored.records) and stored.snapshot is not None:
+            fold.resume(stored.snapshot, stored.snapshot_version)
+        if not fold.version:
+            fold.add(stored.records, min(2 * EVERY, stored.head.version))
+        while fold.version < stored.head.version:
+            more = await self._office.store.load(id, after=fold.version, limit=2 * EVERY)
+            if more is None:
+                raise RunNotFound(f"machine {id!r} is no longer in the store: it was pruned")
+            fold.add(more.records, min(fold.version + 2 * EVERY, more.head.version))
+        return fold
+
+    async def verify(self, cls: type, id: str, /) -> int:
+        """Judge every record of a machine against its definition, and the snapshot against the records.
+
+        Returns:
+            How many records there are.
+
+        Raises:
+            RunNotFound: there is no such machine.
+            IdConflict: the id belongs to something else.
+            HistoryMismatch: a record does not fit the definition, or the snapshot does not fit the records.
+            DecodeError: a record is damaged or missing.
+        """
+        definition = definition_of(cls)
+        stored = await self._office.store.load(check_id(id), limit=0)
+        if stored is None:
+            raise RunNotFound(f"there is no machine {id!r} in this store")
+        _check_head(definition, stored.head)
+        fold, resumed = Fold(definition, id), Fold(definition, id)
+        known = stored.snapshot is not None and resumed.resume(stored.snapshot, stored.snapshot_version)
+        while fold.version < stored.head.version:
+            upto = min(fold.version + PAGE, stored.head.version)
+            if known and fold.version < resumed.version:
+                upto = min(upto, resumed.version)
+            more = await self._office.store.load(id, after=fold.version, limit=upto - fold.version)
+            fold.add(() if more is None else more.records, upto)
+            if known and fold.version == resumed.version and not fold.equals(resumed):
+                raise HistoryMismatch(
+                    f"the snapshot of machine {id!r} at version {fold.version} is not what its records add up to; "
+                    "the records are right, and a later snapshot replaces it"
+                )
+        fold.values()
+        return fold.version
 
     async def _refresh(self, machine: Any) -> None:
         """Bring a live object up to date and finish what was interrupted, unless it is handling an event."""
