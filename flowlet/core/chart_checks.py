@@ -118,7 +118,13 @@ class Reach:
     def __init__(self, tree: Tree, arrows: Mapping[Candidate, Sequence[Arrow]]) -> None:
         self.tree = tree
         self.arrows = arrows
-        self._entered = {c: _union(entered_by(tree, a) for a in some) for c, some in arrows.items()}
+        # A history can remember only what was entered otherwise.
+        self._entered = {c: _union(map(self._entered_by, some)) for c, some in arrows.items()}
+
+    def _entered_by(self, arrow: Arrow) -> int:
+        if not arrow.targets:
+            return 0
+        return sum(1 << n for n in self.tree.step([arrow], 0, self.tree.nothing).enters)
 
     def reached(self) -> int:
         """Return the set of states that can be reached from the start."""

@@ -28,7 +28,9 @@ Migration: TypeAlias = Callable[[dict[str, Any]], dict[str, Any]]
 """Turns a record of one definition version into one of the next.
 
 It is given, and returns, a dict with the keys ``event`` (None for the creation), ``source`` (None for
-the creation), ``target`` and ``data`` (a dict, or None when the transition left the data as it was).
+the creation), ``target`` and ``data`` (a dict, or None when the transition left the data as it was), and, in
+machines that have them, ``memory`` (what each history remembers) and ``timers`` (their keys, such as
+``"remind@Waiting"``), or None.
 """
 
 
@@ -72,8 +74,9 @@ class MachineDefinition(msgspec.Struct, frozen=True, eq=False, weakref=True):
 
     @property
     def events(self) -> tuple[str, ...]:
-        """The names of all events."""
-        return tuple(self.plans)
+        """The names of all events that can be fired."""
+        fired = {c.event for c in self.candidates if not c.automatic}
+        return tuple(event for event in self.plans if event in fired)
 
     def state(self, ref: Any) -> State:
         """Return the state for a class, an Enum member or a name.

@@ -233,7 +233,7 @@ class _Reading:
         invokes = source.mark.invoke is not None
         if mark.failed and not invokes:
             self.faults.add(self._where(method), f"{source.name!r} invokes nothing that could fail; give it invoke=")
-        elif not invokes and source.kind not in ("compound", "parallel"):
+        elif not invokes and not self.states.tree.can_be_done(source.number):
             self.faults.add(
                 self._where(method), f"{source.name!r} is never done; put a final state inside, or give it invoke="
             )

@@ -60,7 +60,9 @@ def _check_shadows(cls: type, candidates: Sequence[Candidate], faults: Faults) -
     taken: dict[Any, Candidate] = {}
     for candidate in in_order(candidates):
         # A wildcard yields to specific transitions by design; only another wildcard can hide it.
-        key = (candidate.event, candidate.source, candidate.wildcard)
+        # Each delay is waited for on its own.
+        cause = {"event": candidate.event, "after": ("after", candidate.line)}.get(candidate.cause, candidate.cause)
+        key = (cause, candidate.source, candidate.wildcard)
         earlier = taken.get(key)
         if earlier is not None:
             same = "is there twice" if _is_same(earlier, candidate) else "is never chosen"

@@ -321,19 +321,32 @@ class Fold:
         try:
             given = plain["data"]
             data = None if given is None else encode(given, what)
+            timers = record.timers
+            if timers is not None:
+                timers = tuple(
+                    msgspec.structs.replace(t, key=key) for t, key in zip(timers, plain["timers"], strict=True)
+                )
             if isinstance(record, Moved):
                 return msgspec.structs.replace(
-                    record, event=plain["event"], source=plain["source"], target=plain["target"], data=data
+                    record,
+                    event=plain["event"],
+                    source=plain["source"],
+                    target=plain["target"],
+                    data=data,
+                    timers=timers,
+                    memory=plain["memory"],
                 )
             if isinstance(record, Created):
-                return msgspec.structs.replace(record, state=plain["target"], data=data or NO_DATA)
-            return msgspec.structs.replace(record, state=plain["target"], data=data)
-        except (KeyError, TypeError) as error:
+                return msgspec.structs.replace(record, state=plain["target"], data=data or NO_DATA, timers=timers)
+            return msgspec.structs.replace(record, state=plain["target"], data=data, timers=timers)
+        except (KeyError, TypeError, ValueError) as error:
             raise HistoryMismatch(f"{what} is no record: {error!r}; return the dict it was given, changed") from error
 
 
 def _as_dict(record: Record) -> dict[str, Any]:
     data = None if record.data is None else msgspec.msgpack.decode(record.data)
+    timers = None if record.timers is None else [t.key for t in record.timers]
     if isinstance(record, Moved):
-        return {"event": record.event, "source": record.source, "target": record.target, "data": data}
-    return {"event": None, "source": None, "target": record.state, "data": data}
+        plain: dict[str, Any] = {"event": record.event, "source": record.source, "target": record.target}
+        return {**plain, "data": data, "timers": timers, "memory": record.memory}
+    return {"event": None, "source": None, "target": record.state, "data": data, "timers": timers, "memory": None}

@@ -163,8 +163,9 @@ class Statechart:
         kept = tree.compatible([m.arrow for m in enabled], active, memory)
         moves = [enabled[place] for place in kept]
         first = moves[0]
-        landing = self._landing(here, moves, tree.step([m.arrow for m in moves], active, memory))
-        acts = [Act(m.action, m.parameters, self._rescue(here, m, landing)) for m in moves]
+        step = tree.step([m.arrow for m in moves], active, memory)
+        landing = self._landing(here, moves, step)
+        acts = [Act(m.action, m.parameters, self._rescue(here, m, step.exits)) for m in moves]
         rescues = [a.rescue for a in acts if a.rescue is not None]
         callbacks = [m.action for m in moves]
         for place in (landing, *rescues):
@@ -191,14 +192,18 @@ class Statechart:
             automatic=first.candidate.automatic,
         )
 
-    def _rescue(self, here: Configuration, move: Move, landing: Landing) -> Landing | None:
-        """Plan where a failing action leads: its own transition alone, with another target."""
+    def _rescue(self, here: Configuration, move: Move, exited: tuple[int, ...]) -> Landing | None:
+        """Plan where a failing action leads: its own transition alone, with another target.
+
+        Args:
+            exited: states whose exit hooks have run already.
+        """
         if move.rescue is None:
             return None
         step = self.tree.step([move.rescue], here.active, here.memory)
-        rescue = self._landing(here, [move], step, [move.rescue])
-        further = tuple(hook for hook in rescue.exits if hook not in landing.exits)
-        return msgspec.structs.replace(rescue, exits=further)
+        further = msgspec.structs.replace(step, exits=tuple(n for n in step.exits if n not in exited))
+        rescue = self._landing(here, [move], further, [move.rescue])
+        return msgspec.structs.replace(rescue, **self._exited(step))
 
     def _landing(
         self, here: Configuration, moves: Sequence[Move], step: Step, arrows: Sequence[Arrow] | None = None
@@ -240,17 +245,24 @@ class Statechart:
                 heard = [event for event in events if event in self._heard]
                 done += heard
                 enters += [self._announce(event) for event in heard]
-        exited, entered = sum(1 << n for n in step.exits), sum(1 << n for n in step.enters)
+        entered = sum(1 << n for n in step.enters)
         return Landing(
             target=self.configurations.of(step.active, step.memory),
             enters=tuple(enters),
             exits=exits,
             done=tuple(done),
-            stops=frozenset(m.timer for m in self._timed(exited) if m.timer is not None),
+            **self._exited(step),
             starts=tuple((m.timer or "", m.candidate.after or 0.0) for m in self._timed(entered)),
-            ends=tuple(nodes[n].name for n in numbers(exited & self._invoking)),
             invokes=tuple(nodes[n].name for n in numbers(entered & self._invoking)),
         )
+
+    def _exited(self, step: Step) -> dict[str, Any]:
+        """Return what ends with the states that are exited."""
+        exited = sum(1 << n for n in step.exits)
+        return {
+            "stops": frozenset(m.timer for m in self._timed(exited) if m.timer is not None),
+            "ends": tuple(self.tree.nodes[n].name for n in numbers(exited & self._invoking)),
+        }
 
     def _timed(self, sources: int) -> list[Move]:
         return [m for m in self.moves if m.timer is not None and sources >> m.arrow.source & 1]
@@ -259,6 +271,8 @@ class Statechart:
     def may(self, event: str, here: Configuration, target: str) -> bool:
         """Say whether an event can have led from a configuration to another, whatever its guards have said."""
         moves = [m for m in self.moves if m.candidate.event == event]
+        if any(m.candidate.cause == "eventless" for m in moves):  # of several regions, the first one's name is recorded
+            moves += [m for m in self.moves if m.candidate.cause == "eventless" and m not in moves]
         choice = Table(self, moves).get(here, None)
         if choice is None:
             return False

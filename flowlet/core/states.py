@@ -78,7 +78,7 @@ class States:
 
     def slugs(self) -> dict[str, str]:
         """Return the names of states by how hooks call them: by path, and by the last word where that is unique."""
-        paths = {slug(name).replace(WITHIN, "_"): name for name in self.by_name}
+        paths = {_path_slug(name): name for name in self.by_name}
         short = _unique({name: state.slug for name, state in self.by_name.items()})
         return {**short, **paths}
 
@@ -328,11 +328,16 @@ def _above(state: State, states: Mapping[str, State]) -> Iterator[str]:
 
 
 def _check_slugs(cls: type, found: Mapping[str, State], faults: Faults) -> None:
-    seen: dict[tuple[str | None, str], str] = {}
+    seen: dict[str, str] = {}
     for state in found.values():
-        other = seen.setdefault((state.parent, state.slug), state.name)
+        word = _path_slug(state.name)
+        other = seen.setdefault(word, state.name)
         if other != state.name:
-            faults.add(cls, f"states {other!r} and {state.name!r} share the hooks on_enter_{state.slug}; rename one")
+            faults.add(cls, f"states {other!r} and {state.name!r} share the hooks on_enter_{word}; rename one")
+
+
+def _path_slug(name: str) -> str:
+    return slug(name).replace(WITHIN, "_")
 
 
 def _references(cls: type, found: Mapping[str, State], enums: Iterable[type[enum.Enum]]) -> dict[Any, str]:

@@ -123,6 +123,13 @@ class Tree:
             return any(active >> c & 1 and self.nodes[c].kind == "final" for c in node.children)
         return node.kind == "parallel" and all(self.is_done(c, active) for c in node.children)
 
+    def can_be_done(self, number: int) -> bool:
+        """Say whether a state has what it takes to be done: a final child, or regions that all have one."""
+        node = self.nodes[number]
+        if node.kind == "compound":
+            return any(self.nodes[child].kind == "final" for child in node.children)
+        return node.kind == "parallel" and all(map(self.can_be_done, node.children))
+
     def done(self, entered: int, active: int) -> list[int]:
         """Return the states that are done by entering a final state, inner one first.
 

@@ -59,8 +59,8 @@ def diagram(thing: object, /, *, active: str | Iterable[StateRef] | None = None)
         ...     async def push(self) -> None: ...
         >>> print(diagram(Door, active=[Door.Closed]))
         stateDiagram-v2
-            state "Closed" as Closed
-            state "Open" as Open
+            Closed
+            Open
             [*] --> Closed
             Open --> [*]
             Closed --> Open : push

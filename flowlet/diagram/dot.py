@@ -55,13 +55,16 @@ def quote(lines: Iterable[str]) -> str:
 class _Graph:
     """A graph on its way to text.
 
-    DOT joins nodes only: a box around others has an invisible node inside, and the arrow is cut off at its border.
+    DOT joins nodes only: a box around others has a node inside, and an arrow to it is cut off at the border. The node
+    is a dot when an arrow leads there from inside, and is not seen otherwise.
     """
 
     def __init__(self, picture: Picture) -> None:
         self._picture = picture
         self._homes = picture.homes()
         self._boxes = {v.id for v in picture.walk() if v.children}
+        ends = [end for edge in picture.edges for end in ((edge.source, edge.target), (edge.target, edge.source))]
+        self._joined_inside = {box for box, other in ends if box in self._boxes and box in self._around(other)}
 
     def write(self) -> Iterator[str]:
         picture = self._picture
@@ -86,7 +89,8 @@ class _Graph:
     def _inside(self, vertex: Vertex, looks: Mapping[str, str]) -> Iterator[str]:
         yield f"label={quote(vertex.lines)}"
         yield from (f'{name}="{value}"' for name, value in looks.items())
-        yield f'"{vertex.id}" [label="", shape="point", style="invis"]'
+        style = "filled" if vertex.id in self._joined_inside else "invis"
+        yield f'"{vertex.id}" [label="", shape="point", style="{style}"]'
         for child in vertex.children:
             yield from self._declare(child)
         yield from self._enter(vertex.id, vertex.entry)
@@ -99,8 +103,8 @@ class _Graph:
 
     def _arrow(self, edge: Edge) -> str:
         words: list[str] = []
-        if edge.label:
-            words.append(f"label={quote([edge.label])}")
+        if edge.lines:
+            words.append(f"label={quote(edge.lines)}")
         if edge.aside:
             words.append('style="dashed"')
         if edge.source in self._boxes and edge.source not in self._around(edge.target):

@@ -95,7 +95,7 @@ class _Drawing:
     def _history_edges(self) -> Iterator[Edge]:
         for state in self._machine.states:
             if state.type in _HISTORY and state.default:
-                yield from self._lead(self._ids[state.name], state.default, "")
+                yield from self._lead(self._ids[state.name], state.default)
 
     def _edges(self, transition: TransitionExport) -> Iterator[Edge]:
         source = self._anywhere() if transition.source == ANYWHERE else self._id(transition.source)
@@ -103,17 +103,17 @@ class _Drawing:
         if transition.targets:
             yield from self._lead(source, transition.targets, label)
         else:
-            yield Edge(source, source, label)
+            yield Edge(source, source, (label,))
         if transition.on_error is not None:
-            yield Edge(source, self._id(transition.on_error), error_label(transition), aside=True)
+            yield Edge(source, self._id(transition.on_error), (error_label(transition),), aside=True)
 
-    def _lead(self, source: str, targets: Sequence[str], label: str) -> Iterator[Edge]:
+    def _lead(self, source: str, targets: Sequence[str], *lines: str) -> Iterator[Edge]:
         if len(targets) == 1:
-            yield Edge(source, self._id(targets[0]), label)
+            yield Edge(source, self._id(targets[0]), lines)
             return
         fork = Vertex(self._idents.make("split"), (), "fork")
         self._pseudo.append(fork)
-        yield Edge(source, fork.id, label)
+        yield Edge(source, fork.id, lines)
         for target in targets:
             yield Edge(fork.id, self._id(target))
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 
+from msgspec.structs import replace
+
 from flowlet.diagram.picture import Edge, Idents, Picture, Vertex, break_lines
 
 _INDENT = "    "
@@ -41,7 +43,7 @@ def escape(text: str) -> str:
 
 
 def _title(lines: Iterable[str]) -> str:
-    return "<br/>".join(escape(line) for line in lines)
+    return "<br/>".join(escape(line) for line in lines) or "#160;"  # an empty title is no title to the parser
 
 
 class _Chart:
@@ -60,7 +62,7 @@ class _Chart:
         boxes = {v.id: v for v in picture.walk() if v.children}
         for ident in self._homes:
             self._idents.make(ident)
-        for edge in picture.edges:
+        for edge in _join_loops(picture.edges):
             home = self._homes[edge.source]
             together = home is not None and home == self._homes[edge.target] and boxes[home].shape != "parallel"
             self._inner.setdefault(home, []).append(edge) if home and together else self._outer.append(edge)
@@ -77,11 +79,12 @@ class _Chart:
         if vertex.shape == "fork":
             yield f"state {vertex.id} <<fork>>"
             return
-        head = f'state "{_title(vertex.lines)}" as {vertex.id}'
+        title = _title(vertex.lines)
+        head = vertex.id if title == vertex.id else f'"{title}" as {vertex.id}'
         if not vertex.children:
-            yield head
+            yield head if head == vertex.id else f"state {head}"
             return
-        yield f"{head} {{"
+        yield f"state {head} {{"
         yield from (_INDENT + line for line in self._inside(vertex))
         yield "}"
 
@@ -105,8 +108,18 @@ class _Chart:
             self._outer.extend(Edge(fork, target) for target in entry)
 
 
+def _join_loops(edges: Iterable[Edge]) -> list[Edge]:
+    """Make one arrow of all that lead from a vertex to itself: Mermaid draws the last one only."""
+    joined: dict[object, Edge] = {}
+    for number, edge in enumerate(edges):
+        key = edge.source if edge.source == edge.target else number
+        before = joined.get(key)
+        joined[key] = edge if before is None else replace(before, lines=before.lines + edge.lines)
+    return list(joined.values())
+
+
 def _arrow(edge: Edge) -> str:
-    label = f" : {escape(edge.label)}" if edge.label else ""
+    label = f" : {_title(edge.lines)}" if edge.lines else ""
     return f"{edge.source} --> {edge.target}{label}"
 
 
@@ -117,7 +130,7 @@ def _write_flow(picture: Picture) -> Iterator[str]:
         yield f"{_INDENT}{vertex.id}{left}{_title(vertex.lines)}{right}"
     for edge in picture.edges:
         arrow = "-.->" if edge.aside else "-->"
-        label = f'|"{escape(edge.label)}"|' if edge.label else ""
+        label = f'|"{_title(edge.lines)}"|' if edge.lines else ""
         yield f"{_INDENT}{edge.source} {arrow}{label} {edge.target}"
 
 

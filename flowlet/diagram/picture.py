@@ -55,11 +55,16 @@ class Vertex(msgspec.Struct, frozen=True):
 
 
 class Edge(msgspec.Struct, frozen=True):
-    """An arrow between the vertices with these ids; ``aside`` is off the usual way."""
+    """An arrow between the vertices with these ids.
+
+    Attributes:
+        lines: what is written at it.
+        aside: it is off the usual way.
+    """
 
     source: str
     target: str
-    label: str = ""
+    lines: tuple[str, ...] = ()
     aside: bool = False
 
 
@@ -98,7 +103,7 @@ class Idents:
 
     def make(self, name: str) -> str:
         """Return a new id that resembles a name."""
-        ident = re.sub(r"[^A-Za-z0-9_]", "_", name)
+        ident = re.sub(r"[^A-Za-z0-9_]", "_", name)[:WIDTH]
         if not ident[:1].isalpha():
             ident = f"s_{ident}"
         if _RESERVED.fullmatch(ident):

@@ -33,7 +33,7 @@ def draw_run(run: RunExport, active: Sequence[str]) -> Picture:
         name = step.compensation
         if name is not None:
             undos.append(Vertex(idents.make(name), (name,), "compensation", _look(name, active)))
-            edges.append(Edge(ids[step.name], undos[-1].id, "undone by", aside=True))
+            edges.append(Edge(ids[step.name], undos[-1].id, ("undone by",), aside=True))
     return Picture(Idents().make(run.name), "flow", (call, *steps, *undos), tuple(edges))
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
+from flowlet.core.configurations import Configuration
 from flowlet.core.definitions import RunDefinition
 from flowlet.core.faults import describe, nearest
 from flowlet.core.machine import MachineDefinition
@@ -38,10 +39,15 @@ def read_source(
             "machine, a definition, or what its export() returns"
         )
     if active is None:
-        live = getattr(thing, _LIVE, None)
-        return exported, () if live is None else tuple(live.names)
+        return exported, _names_now(thing)
     wanted = active.split(TOGETHER) if isinstance(active, str) else active
     return exported, tuple(_name(ref, definition, exported) for ref in wanted)
+
+
+def _names_now(thing: Any) -> tuple[str, ...]:
+    """Return the states that a live machine is in; nothing of anything else."""
+    live = getattr(thing, _LIVE, None)
+    return live.names if isinstance(live, Configuration) else ()
 
 
 def _find(thing: object) -> MachineDefinition | RunDefinition | None:

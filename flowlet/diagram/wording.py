@@ -59,7 +59,7 @@ def error_label(transition: TransitionExport) -> str:
 
 def step_details(step: StepExport) -> str:
     """Write what is special about a step, or nothing."""
-    words = []
+    words: list[str] = []
     if step.attempts != 1:
         words.append(f"{step.attempts} attempts")
     if step.timeout is not None:

@@ -135,7 +135,9 @@ class Bond:
             state=state.state,
             wake=self._wake(created, self.timers),
             close=state.final,
+            owner=office.worker() if raised or state.restless else UNCHANGED,
         )
+        self.leased = isinstance(write.owner, str)
         try:
             await office.store.append((write,))
         except (Conflict, StoreUnavailable):
@@ -178,12 +180,12 @@ class Bond:
             data,
             plan.parameters.who(args, kwargs),
             None if key is None else (key, plan.method, self._encode_result(plan.method, result)),
-            (*_announced(landing), *(() if not turn.raised else _pending(turn.raised))),
+            (*(() if not turn.raised else _pending(turn.raised)), *_announced(landing)),
             None if timers is self._stored_timers else recorded(timers),
             self._remembered(plan.source, target),
         )
         packed = self.pack(record, f"event {plan.event!r}")
-        if target.final or self.leased or record.raised or record.timers is not None:
+        if target.final or self.leased or record.raised or record.timers is not None or target.restless:
             write = self._special_write(record, packed, target, timers)
         else:
             write = Write(id=self.id, expect=self.version, records=(packed,), state=target.state)
@@ -281,9 +283,12 @@ class Bond:
         times = [at for at in (next_due(timers), record.at if raised else None) if at is not None]
         return min(times) + SLACK if times else None
 
-    def arm(self) -> None:
-        """Let the first timer ring in this process."""
-        self.office.alarm(self.id, self.definition, next_due(self.timers))
+    def arm(self, pause: float = 0.0) -> None:
+        """Let the first timer ring in this process, but not before some seconds."""
+        at = next_due(self.timers)
+        self.office.alarm(
+            self.id, self.definition, at if at is None or not pause else max(at, self.office.now() + pause)
+        )
 
     def _special_write(self, record: Moved | Settled, packed: bytes, target: Configuration, timers: Running) -> Write:
         """Build a write that also ends the machine, or takes or gives back its lease, or sets its timers.
@@ -292,7 +297,7 @@ class Bond:
         processes that this one is at it.
         """
         owner: Any = msgspec.UNSET
-        waiting = isinstance(record, Moved) and bool(record.raised)
+        waiting = isinstance(record, Moved) and (bool(record.raised) or target.restless)
         if waiting and not self.leased:
             owner = self.office.worker()
         elif self.leased and not waiting:

@@ -97,6 +97,8 @@ def _parting(own: Any) -> Any:
         twin = own(self, *args)
         if twin is not self and getattr(twin, TURN, None) is not None:
             twin._flowlet_turn = None
+        if twin is not self and getattr(twin, TIMERS, None) is not None:
+            delattr(twin, TIMERS)
         return twin
 
     return parting_copy

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, cast
 
-from flowlet.core.chart import Plan, Plans
+from flowlet.core.chart import Landing, Plan, Plans
 from flowlet.core.configurations import DEFINITION
 from flowlet.core.current import run_context
 from flowlet.core.guards import guard_failure
@@ -22,7 +22,7 @@ from flowlet.core.run import InsideEvent
 from flowlet.core.statechart import Choice, Move
 from flowlet.errors import Conflict, HookFailed, MachineError, TransitionNotAllowed
 from flowlet.runtime.machine_bond import Bond
-from flowlet.runtime.machine_timers import advance
+from flowlet.runtime.machine_timers import advance, leave_off, take_up
 from flowlet.runtime.turns import BUSY, Raised, Turn, is_inside, leave, open_turn, wait
 
 LONGEST = 10_000
@@ -144,10 +144,11 @@ async def _refusal(
     kwargs: dict[str, Any],
 ) -> str | None:
     """Ask the guards of a move that have not been asked yet."""
-    for check in (move.candidate.gate, move.candidate.check):
+    gate = move.candidate.gate
+    for check in (gate, move.candidate.check):
         if check is None:
             continue
-        key = check if check.leaf is None else (check.leaf.function, check.leaf.event.method)
+        key: Any = check if check.leaf is None else (check.leaf.function, check is gate or check.leaf.event.method)
         if key not in known:
             known[key] = await _ask(check, machine, bond, args, kwargs)
         if known[key] is not None:
@@ -243,8 +244,28 @@ async def follow(
     if landing.enters:
         if happening is not None:
             happening.commit()
-        await run_hooks(landing.enters, machine, args, kwargs, happening, committed=True)
+        await _enter(machine, turn, landing, args, kwargs, happening)
     return result
+
+
+async def _enter(
+    machine: Any,
+    turn: Turn,
+    landing: Landing,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    happening: Happening | None,
+) -> None:
+    """Run enter hooks; one that fails does not keep back what is done by the transition, which is committed."""
+    mark = _mark(turn)[0]
+    try:
+        await run_hooks(landing.enters, machine, args, kwargs, happening, committed=True)
+    except BaseException:
+        said = [item.event for item in list(turn.raised or ())[mark:]]
+        for event in landing.done:
+            if event not in said:
+                turn.queue(event)
+        raise
 
 
 async def _act(
@@ -410,6 +431,15 @@ async def _move_on(machine: Any, bond: Bond | None, turn: Turn, definition: Mach
     return True
 
 
+async def is_interrupted(machine: Any, bond: Bond) -> bool:
+    """Say whether a machine that nobody is at should go on by itself."""
+    if bond.raised:
+        return True
+    chart, here = bond.definition.chart, machine._flowlet_state
+    choice = None if chart is None or not here.restless else chart.eventless.get(here, None)
+    return choice is not None and isinstance(await choose(machine, bond, choice, (), {}), Plan)
+
+
 async def begin(machine: Any, bond: Bond | None, turn: Turn, definition: MachineDefinition) -> None:
     """Start a machine: run the enter hooks of its initial states, and what follows by itself.
 
@@ -421,13 +451,19 @@ async def begin(machine: Any, bond: Bond | None, turn: Turn, definition: Machine
     if bond is None and landing.times:
         advance(machine, turn, landing)
     try:
-        await run_hooks(landing.enters, machine, (), {}, Happening(bond, None), committed=True)
-    finally:
-        if bond is None:
-            if is_unsettled(machine, turn):
-                await drain(machine, None, turn, definition)
-        else:
-            await finish(machine, bond, turn)
+        await _enter(machine, turn, landing, (), {}, Happening(bond, None))
+    except HookFailed:
+        await settle(machine, bond, turn, definition)
+        raise
+    await settle(machine, bond, turn, definition)
+
+
+async def settle(machine: Any, bond: Bond | None, turn: Turn, definition: MachineDefinition) -> None:
+    """See a transition to its end: what follows by itself, what was raised, what hooks have assigned."""
+    if bond is not None:
+        await finish(machine, bond, turn)
+    elif is_unsettled(machine, turn):
+        await drain(machine, None, turn, definition)
 
 
 def is_unsettled(machine: Any, turn: Turn) -> bool:
@@ -472,6 +508,8 @@ async def handle(
     try:
         if machine._flowlet_state.fresh:
             await begin(machine, None, turn, definition)
+        elif definition.chart is not None and take_up(machine, turn):
+            await drain(machine, None, turn, definition)
         plan = await choose(machine, None, table.get(machine._flowlet_state, ()), args, kwargs)
         if not isinstance(plan, Plan):
             raise not_allowed(definition, event, machine._flowlet_state.state, plan)
@@ -483,6 +521,12 @@ async def handle(
         if is_unsettled(machine, turn):
             await drain(machine, None, turn, definition)
         return result
+    except Exception:
+        raise
+    except BaseException:
+        if definition.chart is not None:
+            leave_off(machine, turn)
+        raise
     finally:
         leave(machine, turn)
 
@@ -504,9 +548,10 @@ async def _handle_stored(
         assert waited is not None
         turn = waited
     try:
-        if bond.stale:
+        was_stale = bond.stale
+        if was_stale:
             await bond.refresh(machine)
-        if bond.raised:
+        if bond.raised or (was_stale and await is_interrupted(machine, bond)):
             await continue_raised(machine, bond, turn)
         scope = run_context.get()
         if scope is None:
@@ -592,7 +637,7 @@ async def continue_raised(machine: Any, bond: Bond, turn: Turn) -> None:
 
     It is no part of the run that happens to find it.
     """
-    await bond.lease(machine, patient=False, interrupted=True)
+    await bond.lease(machine, patient=False, interrupted=bool(bond.raised))
     token = run_context.set(None)
     try:
         turn.raised = deque(bond.recall_raised())

@@ -15,7 +15,8 @@ from flowlet.core.machine import MachineDefinition
 from flowlet.errors import Conflict, HookFailed, StoreUnavailable
 from flowlet.runtime.logs import Log
 from flowlet.runtime.machine_bond import Bond
-from flowlet.runtime.machine_driver import begin, choose, continue_raised, drain, finish, follow, is_unsettled
+from flowlet.runtime.machine_driver import begin, choose, continue_raised, follow, settle
+from flowlet.runtime.machine_office import Busy
 from flowlet.runtime.machine_timers import TIMERS, Due, LooseTimers, first_due, without
 from flowlet.runtime.turns import Turn, leave, take
 
@@ -50,7 +51,7 @@ async def fire_stored(machine: Any, *, claimed: bool = False) -> None:
         StoreUnavailable: it could not be recorded, and is still due.
     """
     bond: Bond = machine._flowlet_turn
-    turn = await take(bond, "a timer's")
+    turn, pause = await take(bond, "a timer's"), 0.0
     assert turn is not None
     try:
         if bond.stale:
@@ -69,6 +70,8 @@ async def fire_stored(machine: Any, *, claimed: bool = False) -> None:
                 raise
             except Conflict:
                 await bond.refresh(machine)  # another process was faster
+                if bond.raised:
+                    break  # and is not through
             except Exception as error:
                 bond.log_timer_failed(key, error)
                 if bond.stale:
@@ -76,14 +79,15 @@ async def fire_stored(machine: Any, *, claimed: bool = False) -> None:
                     bond.timers = without(bond.timers, key)
         if not bond.stale:
             await bond.settle(machine, turn)
-    except BaseException:
+    except BaseException as error:
         bond.stale = True
+        pause = 1.0 if isinstance(error, Busy) else 0.0
         raise
     finally:
         if bond.leased:
             await bond.give_back()
         leave(bond, turn)
-        bond.arm()
+        bond.arm(pause)
 
 
 async def start_stored(machine: Any) -> None:
@@ -115,6 +119,9 @@ async def _fire(machine: Any, bond: Bond | None, turn: Turn, key: str, due: Due)
         plans = definition.chart.timed.get(key, {}) if definition.chart is not None else {}
         args, kwargs = (), {}
     choice = plans.get(machine._flowlet_state, ())
+    if bond is not None and not bond.leased and any(option.exclusive for option in choice):
+        await bond.lease(machine, patient=True)
+        choice = plans.get(machine._flowlet_state, ())
     plan = await choose(machine, bond, choice, args, kwargs)
     if not isinstance(plan, Plan):
         return
@@ -122,13 +129,6 @@ async def _fire(machine: Any, bond: Bond | None, turn: Turn, key: str, due: Due)
         await follow(machine, bond, turn, plan, args, kwargs)
     except HookFailed as failure:
         if failure.committed:
-            await _settle(machine, bond, turn, definition)
+            await settle(machine, bond, turn, definition)
         raise
-    await _settle(machine, bond, turn, definition)
-
-
-async def _settle(machine: Any, bond: Bond | None, turn: Turn, definition: MachineDefinition) -> None:
-    if bond is not None:
-        await finish(machine, bond, turn)
-    elif is_unsettled(machine, turn):
-        await drain(machine, None, turn, definition)
+    await settle(machine, bond, turn, definition)

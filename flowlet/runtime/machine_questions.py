@@ -195,7 +195,8 @@ def available_events(machine: object, /) -> list[str]:
     """List the events that have a transition from the present state; guards are not asked."""
     definition_of(machine)
     here = _started(machine)
-    return [event for event, plans in definition_of(machine).plans.items() if here in plans]
+    definition = definition_of(machine)
+    return [event for event in definition.events if here in definition.plans[event]]
 
 
 def states_of(machine: object, /) -> tuple[str, ...]:

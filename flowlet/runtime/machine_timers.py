@@ -8,6 +8,7 @@ the machine has its turn.
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ from flowlet.core.chart import Landing
 from flowlet.core.machine_records import Pending, Timer
 from flowlet.runtime.alarms import Alarms
 from flowlet.runtime.logs import Log
-from flowlet.runtime.tasks import spawn
+from flowlet.runtime.tasks import loop_token, spawn
 from flowlet.runtime.turns import NO_ARGUMENTS, Raised, Turn
 
 if TYPE_CHECKING:
@@ -106,23 +107,33 @@ class LooseTimers:
 
     Args:
         fire: handles what is due of a machine.
+
+    Attributes:
+        left: what was raised when a caller was cancelled in the middle of a macrostep; None when none was.
     """
 
     def __init__(self, machine: Any, fire: Callable[[Any], Awaitable[None]]) -> None:
         self.running: Running = {}
-        self._alarms = Alarms(time.monotonic, lambda _: self._ring(machine, fire), self._broke)
+        self.left: deque[Raised] | None = None
+        self._fire = partial(fire, machine)
+        self._alarms, self._loop = self._make(), loop_token()
+
+    def _make(self) -> Alarms:
+        return Alarms(time.monotonic, self._ring, self._broke)
 
     def set(self, running: Running) -> None:
         """Let these run."""
         self.running = running
+        if loop_token() is not self._loop:  # the task that rang them ended with the former loop
+            self._alarms, self._loop = self._make(), loop_token()
         at = next_due(running)
         if at is None:
             self._alarms.drop("next")
         else:
             self._alarms.set("next", at)
 
-    def _ring(self, machine: Any, fire: Callable[[Any], Awaitable[None]]) -> None:
-        spawn(partial(fire, machine), self._broke)
+    def _ring(self, _: str) -> None:
+        spawn(self._fire, self._broke)
 
     def _broke(self, error: BaseException) -> None:
         Log().error("machine.timer_failed", error=repr(error))
@@ -135,14 +146,34 @@ class LooseTimers:
         return type(None), ()
 
 
-def advance(machine: Any, turn: Turn, landing: Landing | None) -> None:
-    """Let the timers of a machine without a store run as a transition says."""
+def loose_timers(machine: Any) -> LooseTimers:
+    """Return the timers of a machine without a store."""
     from flowlet.runtime.machine_firing import fire_due  # which drives the machine, which lets timers run
 
     timers: LooseTimers | None = getattr(machine, TIMERS, None)
     if timers is None:
         timers = LooseTimers(machine, fire_due)
         setattr(machine, TIMERS, timers)
+    return timers
+
+
+def leave_off(machine: Any, turn: Turn) -> None:
+    """Keep what a cancelled caller leaves to be done, for the next event."""
+    loose_timers(machine).left = deque(turn.raised or ())
+
+
+def take_up(machine: Any, turn: Turn) -> bool:
+    """Give a turn what a cancelled caller has left; tell whether one has."""
+    timers: LooseTimers | None = getattr(machine, TIMERS, None)
+    if timers is None or timers.left is None:
+        return False
+    turn.raised, timers.left = timers.left, None
+    return True
+
+
+def advance(machine: Any, turn: Turn, landing: Landing | None) -> None:
+    """Let the timers of a machine without a store run as a transition says."""
+    timers = loose_timers(machine)
     now = time.monotonic()
     running = after(timers.running, landing, turn, now)
     if running is not timers.running:

@@ -34,7 +34,7 @@ from flowlet.errors import (
 from flowlet.runtime.alarms import Alarms
 from flowlet.runtime.logs import Log
 from flowlet.runtime.machine_bond import EVERY, PAGE, Bond
-from flowlet.runtime.machine_driver import continue_raised, finish
+from flowlet.runtime.machine_driver import continue_raised, is_interrupted
 from flowlet.runtime.machine_firing import fire_stored, start_stored
 from flowlet.runtime.machine_install import definition_of
 from flowlet.runtime.machine_office import KIND, Busy, Office
@@ -296,10 +296,8 @@ class Machines:
         assert turn is not None
         try:
             await bond.refresh(machine)
-            if bond.raised:
+            if await is_interrupted(machine, bond):
                 await continue_raised(machine, bond, turn)
-            elif machine._flowlet_state.restless:
-                await finish(machine, bond, turn)
         except Busy:
             pass  # another process is at it
         except BaseException:
