@@ -15,13 +15,15 @@ import msgspec
 
 from flowlet.assembler import Assembler
 from flowlet.core.annotations import Parameter
-from flowlet.core.definitions import RunDefinition
+from flowlet.core.assembly import build_function
+from flowlet.core.definitions import ASSEMBLED, RunDefinition
 from flowlet.core.machine import MachineDefinition
-from flowlet.core.registry import ASSEMBLED, BaseRegistry
+from flowlet.core.registry import BaseRegistry
 from flowlet.core.run import Run, host_of, make_caller
 from flowlet.core.steps import StepDefinition
 from flowlet.errors import FlowletError
 from flowlet.runtime.machine_install import install_machine
+from flowlet.runtime.machine_works import make_body, options, run_name
 from flowlet.runtime.runs import Runs
 
 if TYPE_CHECKING:
@@ -79,8 +81,19 @@ class Registry(BaseRegistry, Assembler):
         return next(found, None)
 
     def _added(self, definition: Any) -> None:
+        if isinstance(definition, MachineDefinition):
+            self._add_works(definition)
         if isinstance(definition, RunDefinition) and all(home() is not self for home in definition.homes):
             definition.homes.append(weakref.ref(self, definition.homes.remove))
+
+    def _add_works(self, definition: MachineDefinition) -> None:
+        """Keep the definitions of the runs that do what a machine's states invoke."""
+        for work in definition.works.values():
+            name = run_name(definition, work)
+            if name not in definition.runs:
+                body = make_body(definition, work)
+                definition.runs[name] = build_function("saga", body, name=name, options=options(), namespace={})
+            self.add(definition.runs[name])
 
     def _bind_machine(self, definition: Any) -> type:
         cls = install_machine(definition)

@@ -20,6 +20,7 @@ from flowlet.core.retry import Seconds
 from flowlet.errors import ConfigError, Conflict, FlowletError
 from flowlet.registry import Registry
 from flowlet.runtime.logs import Log
+from flowlet.runtime.machine_works import Messenger
 from flowlet.runtime.machines import Machines
 from flowlet.runtime.presence import check_name
 from flowlet.runtime.providers import Providers
@@ -151,7 +152,8 @@ class Life(Assembler):
             max_payload=self._max_payload,
             find=registry.find_machine,
         )
-        runs.adopt_machine = machines.adopt
+        runs.adopt_machine, machines.runs = machines.adopt, runs
+        self._providers.add_reference(Messenger, machines.messenger)
         runs.max_payload = self._max_payload
         self._runs, self._machines = runs, machines
         await self._store_definitions()

@@ -97,8 +97,8 @@ class Landing(msgspec.Struct, frozen=True, eq=False):
 
     @property
     def times(self) -> bool:
-        """Whether it begins or ends timers."""
-        return bool(self.starts or self.stops)
+        """Whether it begins or ends timers or work."""
+        return bool(self.starts or self.stops or self.ends or self.invokes)
 
 
 class Act(msgspec.Struct, frozen=True, eq=False):

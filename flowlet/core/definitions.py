@@ -16,6 +16,9 @@ from flowlet.core.annotations import Parameter
 from flowlet.core.engine import CurrentTask, Engine
 from flowlet.core.steps import StepDefinition
 
+ASSEMBLED = "__flowlet_definition__"
+"""The attribute of what takes the place of an assembled function or class that holds its definition."""
+
 
 class Interpretation(Protocol):
     """One run of a definition, in the two phases that a runtime may put into different tasks."""

@@ -67,7 +67,7 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
     error: Exception | None = None
 
 
-class StepCall:
+class StepCall(msgspec.Struct, eq=False):
     """One call of a step: what an engine needs to execute it and to recognise it on replay.
 
     While the step executes in a task of its own it is also the scope that `run_context` holds, with a
@@ -84,39 +84,23 @@ class StepCall:
         spent: attempts made before an operator had the step tried anew; they do not count for its policy.
         doubtful: an earlier attempt was cut off, so that what it did is unknown.
         engine: the engine that executes it.
-        result: what the user's function returned, if it was executed ``here``.
+        result: what the user's function returned, if it was executed in this process.
     """
 
-    # Not slots: most calls never set these, and defaults in the class cost nothing per step.
-    inside: Any = True
-    scope: Program | None = None
+    # A struct, and not frozen: it is made for every step of every run, and made by C code.
+    engine: Engine
+    definition: StepDefinition
+    key: str
+    args: tuple[Any, ...]
+    input: bytes
     owner: object | None = None
+    scope: Program | None = None
     attempt: int = 1
     spent: int = 0
     doubtful: bool = False
-    result: Any = None
-    here: bool = False
+    result: Any = msgspec.UNSET
+    inside: Any = True
     _run: Run | None = None
-
-    def __init__(
-        self,
-        engine: Engine,
-        definition: StepDefinition,
-        key: str,
-        args: tuple[Any, ...],
-        input: bytes,
-        owner: object | None = None,
-        scope: Program | None = None,
-    ) -> None:
-        self.engine = engine
-        self.definition = definition
-        self.key = key
-        self.args = args
-        self.input = input
-        if scope is not None:
-            self.scope = scope
-        if owner is not None:
-            self.owner = owner
 
     def begin(self, attempt: int) -> None:
         """Make this the scope of a further attempt."""

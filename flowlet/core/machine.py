@@ -17,6 +17,7 @@ from flowlet.core.configurations import Configuration, Configurations
 from flowlet.core.faults import nearest
 from flowlet.core.hooks import EventParameters, Transition
 from flowlet.core.machine_data import DataShape, Snapshot
+from flowlet.core.machine_works import Work
 from flowlet.core.marks import Trigger
 from flowlet.core.statechart import Statechart
 from flowlet.core.states import State, States
@@ -51,6 +52,8 @@ class MachineDefinition(msgspec.Struct, frozen=True, eq=False, weakref=True):
         results: decodes what a trigger returned, by method; None without a usable annotation.
         snapshot: reads and puts back the attributes that a failed transition must not change.
         migrations: by the version they start from.
+        works: what states invoke, by their names.
+        runs: the definitions of the runs that do this, by their names; made when it is registered.
     """
 
     cls: type
@@ -71,6 +74,8 @@ class MachineDefinition(msgspec.Struct, frozen=True, eq=False, weakref=True):
     data: DataShape
     snapshot: Snapshot
     migrations: Mapping[int, Migration]
+    works: Mapping[str, Work]
+    runs: dict[str, Any]
 
     @property
     def events(self) -> tuple[str, ...]:

@@ -24,6 +24,7 @@ from flowlet.core.machine_data import Snapshot, collect_data
 from flowlet.core.machine_guards import GuardBinder, check_unused
 from flowlet.core.machine_hooks import HookFunctions, announcement, bind_hooks, bind_start, collect_hooks
 from flowlet.core.machine_members import Members, assigned_names, gather, refuse_kind
+from flowlet.core.machine_works import read_works
 from flowlet.core.marks import TransitionMark, is_automatic
 from flowlet.core.statechart import Move, Statechart, Table, arrow_of
 from flowlet.core.states import State, States, collect_states
@@ -131,6 +132,8 @@ class _Reading:
             data=data,
             snapshot=Snapshot((*data.names, *assigned)),
             migrations=dict(self.migrate),
+            works=read_works(self.cls, self.states.by_name, self.members, data.names, self.namespace, self.faults),
+            runs={},
         )
 
     def _check_migrations(self) -> None:

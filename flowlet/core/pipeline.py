@@ -19,6 +19,7 @@ from flowlet.core.definitions import Context, Undone
 from flowlet.core.engine import Pending, StepCall, StepCancelled
 from flowlet.core.faults import Faults, describe, nearest
 from flowlet.core.marks import step_mark
+from flowlet.core.run import encode_call
 from flowlet.core.steps import StepDefinition
 from flowlet.core.wiring import Wired, Wiring, find_cycles
 
@@ -48,6 +49,8 @@ class Plan(msgspec.Struct, frozen=True, eq=False):
     Attributes:
         on_error: ``"stop"``, ``"skip"`` or the handler as a step.
         dependents: the indexes of the steps that need this one.
+        needs: how many steps this one needs.
+        entries: the indexes of the steps that need none.
     """
 
     wiring: Wiring
@@ -55,6 +58,7 @@ class Plan(msgspec.Struct, frozen=True, eq=False):
     on_error: tuple[Literal["stop", "skip"] | StepDefinition, ...]
     dependents: tuple[tuple[int, ...], ...]
     needs: tuple[int, ...]
+    entries: tuple[int, ...]
 
     @property
     def may_skip(self) -> bool:
@@ -108,7 +112,8 @@ def _link(wiring: Wiring, conditions: tuple[Condition | None, ...], policies: An
         needs.append(len(wanted))
         for need in wanted:
             dependents[need].append(index)
-    return Plan(wiring, conditions, policies, tuple(tuple(d) for d in dependents), tuple(needs))
+    entries = tuple(i for i, n in enumerate(needs) if n == 0)
+    return Plan(wiring, conditions, policies, tuple(tuple(d) for d in dependents), tuple(needs), entries)
 
 
 def _place(ref: StepRef, names: list[str], where: str, what: str, faults: Faults) -> int | None:
@@ -186,15 +191,15 @@ def _policy(policy: Any, wired: Wired, where: str, faults: Faults) -> Literal["s
 class PipelineInterpretation:
     """One run of an assembled pipeline."""
 
-    __slots__ = ("_engine", "_inputs", "_left", "_plan", "_ready", "_values")
+    __slots__ = ("_engine", "_left", "_plan", "_ready", "_values")
 
     def __init__(self, plan: Plan, inputs: tuple[Any, ...], context: Context) -> None:
         self._plan = plan
-        self._inputs = inputs
         self._engine = context.engine
-        self._values: list[Any] = [_ABSENT] * len(plan.needs)
+        # The inputs stand behind the steps' values, the last one first: source -1 is the first input; see `Wired`.
+        self._values: list[Any] = [*([_ABSENT] * len(plan.needs)), *reversed(inputs)]
         self._left = list(plan.needs)
-        self._ready = deque(i for i, n in enumerate(plan.needs) if n == 0)
+        self._ready = deque(plan.entries)
 
     @property
     def undoes(self) -> bool:
@@ -204,13 +209,20 @@ class PipelineInterpretation:
     async def forward(self) -> bytes:
         """Run every step whose needs are met; return the last step's encoded value."""
         waiting: dict[Pending, int] = {}
+        ready = self._ready
         try:
-            while self._ready or waiting:
-                await self._go_on(waiting)
+            while ready or waiting:
+                if waiting or len(ready) > 1:
+                    await self._go_on(waiting)
+                    continue
+                index = ready.popleft()
+                call = self._call(index)
+                if call is not None:
+                    await self._perform_alone(index, call)
         except Exception:
             await self._stop(waiting)
             raise
-        last = self._values[-1]
+        last = self._values[len(self._left) - 1]
         return encode(None if last is _ABSENT else last, f"the result of {self._plan.wiring.name!r}")
 
     async def backward(self, error: Exception) -> Undone:
@@ -219,9 +231,6 @@ class PipelineInterpretation:
 
     async def _go_on(self, waiting: dict[Pending, int]) -> None:
         """Start what is ready, then wait for the first to end."""
-        if len(self._ready) == 1 and not waiting:
-            await self._perform_alone(self._ready.popleft())
-            return
         while self._ready:
             index = self._ready.popleft()
             call = self._call(index)
@@ -230,16 +239,14 @@ class PipelineInterpretation:
         if waiting:
             await self._collect(waiting)
 
-    async def _perform_alone(self, index: int) -> None:
-        call = self._call(index)
-        if call is None:
-            return
+    async def _perform_alone(self, index: int, call: StepCall) -> None:
         try:
             value = await self._engine.perform(call)
         except Exception as error:
             await self._failed(index, error)
         else:
-            self._done(index, call.definition.decode(value))
+            is_known = type(call.result) is call.definition.scalar  # an int, a str ... is what its encoding decodes to
+            self._done(index, call.result if is_known else call.definition.decode(value))
 
     async def _collect(self, waiting: dict[Pending, int]) -> None:
         for pending in await self._engine.first(list(waiting)):
@@ -278,23 +285,22 @@ class PipelineInterpretation:
 
     def _call(self, index: int) -> StepCall | None:
         """Make the call of a step that is ready, or skip it if its condition says so."""
-        wired = self._plan.wiring.steps[index]
-        condition = self._plan.conditions[index]
-        if condition is not None:
-            values = [self._values[s] if s >= 0 else self._inputs[-1 - s] for s in condition.sources]
-            if not condition.function(*values):
-                self._engine.note(SKIPPED + wired.step.name, pack("its condition was false"))
-                self._skip_dependents(index, f"{wired.step.name} was skipped")
-                return None
-        args = wired.arguments(self._inputs, self._values)
-        return StepCall(self._engine, wired.step, wired.step.name, args, wired.step.encode_input(args), wired.owner)
+        plan, value_of = self._plan, self._values.__getitem__
+        wired, condition = plan.wiring.steps[index], plan.conditions[index]
+        if condition is not None and not condition.function(*map(value_of, condition.sources)):
+            self._engine.note(SKIPPED + wired.step.name, pack("its condition was false"))
+            self._skip_dependents(index, f"{wired.step.name} was skipped")
+            return None
+        step, args = wired.step, tuple(map(value_of, wired.sources))
+        return StepCall(self._engine, step, step.name, args, encode_call(step, args), wired.owner)
 
     def _done(self, index: int, value: Any) -> None:
         self._values[index] = value
+        left = self._left
         for dependent in self._plan.dependents[index]:
-            if self._left[dependent] > 0:
-                self._left[dependent] -= 1
-                if self._left[dependent] == 0:
+            if left[dependent] > 0:
+                left[dependent] -= 1
+                if left[dependent] == 0:
                     self._ready.append(dependent)
 
     def _skip_dependents(self, index: int, reason: str) -> None:

@@ -14,14 +14,11 @@ from types import ModuleType
 from typing import Any
 
 from flowlet.core.assembly import Options, build_class, build_function, build_pipeline, build_saga
-from flowlet.core.definitions import RunDefinition
+from flowlet.core.definitions import ASSEMBLED, RunDefinition
 from flowlet.core.faults import Faults, describe
 from flowlet.core.machine_builder import build_machine
 from flowlet.core.pipeline import OnError, StepRef
 from flowlet.errors import DefinitionError
-
-ASSEMBLED = "__flowlet_definition__"
-"""The attribute of an assembled function or class that leads to its definition."""
 
 
 class BaseRegistry(ABC):

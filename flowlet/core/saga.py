@@ -11,35 +11,32 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
+import msgspec
+
 from flowlet.core.bodies import StepBook
 from flowlet.core.codec import encode, pack
 from flowlet.core.current import run_context
 from flowlet.core.definitions import Context, Undone
 from flowlet.core.engine import COMPENSATING, Pending, Question, StepCall
 from flowlet.core.run import Program
-from flowlet.core.steps import ERROR, RESULT, StepDefinition
+from flowlet.core.steps import ERROR, RESULT, UNENCODABLE, StepDefinition
 
 Body = Callable[[Program], Awaitable[Any]]
 """What a saga does: the user's function with its inputs, or a list of steps, given the run's program."""
 
 
-class SagaInterpretation:
+class SagaInterpretation(msgspec.Struct, eq=False):
     """One run of a saga, however it was spelled.
 
-    Args:
+    Attributes:
         together: compensations run in parallel instead of one after another.
     """
 
-    __slots__ = ("_body", "_book", "_context", "_starter", "_together")
-
-    def __init__(
-        self, starter: StepDefinition, body: Body, book: StepBook, context: Context, *, together: bool = False
-    ) -> None:
-        self._starter = starter
-        self._body = body
-        self._book = book
-        self._context = context
-        self._together = together
+    _starter: StepDefinition
+    _body: Body
+    _book: StepBook
+    _context: Context
+    together: bool = False
 
     @property
     def undoes(self) -> bool:
@@ -49,18 +46,22 @@ class SagaInterpretation:
     async def forward(self) -> bytes:
         """Run the body; return its encoded result."""
         context = self._context
-        book = self._book
-        program = Program(context.engine, book.by_mark, book.define, context.current_task, context.instance)
+        current_task = context.current_task
+        program = Program(context.engine, self._book, current_task, current_task(), context.instance)
         token = run_context.set(program)
         try:
             value = await self._body(program)
         finally:
             run_context.reset(token)
         starter = self._starter
+        if type(value) is starter.scalar:
+            try:
+                return pack(value)
+            except UNENCODABLE:
+                pass  # such as a number that is too large
         what = f"the result of {starter.name!r}"
         data = encode(value, what)
-        if type(value) is not starter.scalar:
-            starter.result.decode(data, what)  # here a wrong type can still be undone
+        starter.result.decode(data, what)  # here a wrong type can still be undone
         return data
 
     async def backward(self, error: Exception) -> Undone:
@@ -92,7 +93,7 @@ class SagaInterpretation:
             try:
                 call = tried[key].anew() if key in tried else compensation_call(done, value, error)
                 tried[key] = call
-                if self._together:
+                if self.together:
                     waiting[engine.step(call)] = key
                 else:
                     await engine.perform(call)

@@ -57,7 +57,7 @@ def diagram(thing: object, /, *, active: str | Iterable[StateRef] | None = None)
         ...     class Open: ...
         ...     @transition(Closed, Open)
         ...     async def push(self) -> None: ...
-        >>> print(diagram(Door, active=[Door.Closed]))
+        >>> print(diagram(Door, active=[Door.Closed]), end="")
         stateDiagram-v2
             Closed
             Open

@@ -26,7 +26,7 @@ class Diagram(msgspec.Struct, frozen=True):
         >>> picture = diagram({"kind": "saga", "name": "checkout", "inputs": ["order"], "steps": steps})
         >>> picture
         <diagram of checkout>
-        >>> print(picture.mermaid)
+        >>> print(picture, end="")
         flowchart TB
             begin(["checkout(order)"])
             reserve["reserve"]

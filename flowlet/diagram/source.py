@@ -69,7 +69,7 @@ def _name(ref: StateRef, definition: object, exported: MachineExport | RunExport
     alike = [full for full, title in titles.items() if title == name]
     if len(alike) == 1:
         return alike[0]
-    hint = f"; it may be {' or '.join(map(repr, alike))}" if alike else nearest(name, titles)
+    hint = f"; it may be {' or '.join(map(repr, alike))}" if alike else nearest(name, [*titles, *titles.values()])
     raise FlowletError(f"{exported.name}: {name!r} cannot be active, there is no such state or step{hint}")
 
 

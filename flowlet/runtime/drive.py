@@ -9,30 +9,39 @@ from __future__ import annotations
 from collections.abc import Coroutine, Generator
 from typing import Any, Generic, TypeVar
 
+import msgspec
+
 from flowlet.runtime.engine import LocalEngine
 from flowlet.runtime.tasks import Breaker
 
 T = TypeVar("T")
 
 
-class Drive(Generic[T]):
+async def drive(coroutine: Coroutine[Any, Any, T], engine: LocalEngine) -> T:
+    """Run a coroutine to its end in the running task and watch its suspensions; see `Drive`."""
+    try:
+        waited = coroutine.send(None)
+    except StopIteration as stop:
+        return stop.value  # type: ignore[no-any-return]  # a coroutine of T
+    return await Drive(coroutine, waited, engine)
+
+
+class Drive(msgspec.Struct, Generic[T], eq=False):
     """Awaitable that runs a coroutine in the awaiting task and watches its suspensions.
 
     Args:
+        waited: what the coroutine, which has begun, waits for.
         breaker: cuts it short if it waits although the run is to unwind.
     """
 
-    __slots__ = ("_breaker", "_coroutine", "_engine")
-
-    def __init__(self, coroutine: Coroutine[Any, Any, T], engine: LocalEngine, breaker: Breaker | None = None) -> None:
-        self._coroutine = coroutine
-        self._engine = engine
-        self._breaker = breaker
+    _coroutine: Coroutine[Any, Any, T]
+    _waited: Any
+    _engine: LocalEngine
+    _breaker: Breaker | None = None
 
     def __await__(self) -> Generator[Any, Any, T]:
-        coroutine, engine = self._coroutine, self._engine
+        coroutine, engine, waited = self._coroutine, self._engine, self._waited
         try:
-            waited = coroutine.send(None)
             while True:
                 if engine.journal.pending:
                     engine.save_soon()

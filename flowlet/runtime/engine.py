@@ -39,39 +39,23 @@ class LocalEngine(EffectsEngine):
                 await self.judge_cut()
             return await self._perform_pending(self.step(call))
         self._starts = start = self._starts + 1
-        host, journal = self._host, self.journal
+        host, journal, definition = self._host, self.journal, call.definition
         began = perf_counter()
         if (
-            host.closing
-            or began > host.deadline
-            or (journal.pending and journal.durable)
+            began > host.deadline
+            or host.closing
+            or (journal.pending and host.durable)
             or journal.trouble is not None
-            or self._saving is not None
+            or self.saving is not None
             or self.order is not None
         ):
-            if self.over is not None:
-                self._starts -= 1
-                raise Decided(self.over)
-            try:
-                await self._before_effect()
-            except Decided:
-                self._open[start] = LocalPending(start, call)
-                raise
-            except (Exception, Suspended):
-                raise
-            except BaseException:  # cut off as it was about to begin: it has its place in the order of starts
-                self._open[start] = LocalPending(start, call)
-                self._was_cut()
-                raise
+            await self._open_way(start, call)
             began = perf_counter()
-        definition = call.definition
         if definition.special:
             pending = self._open[start] = LocalPending(start, call)
             return await self._perform_pending(pending)
         try:
-            if not definition.plain or len(call.input) > ALWAYS_FITS:
-                value = await self._runner.attempt(start, call, ())
-            else:
+            if definition.plain and len(call.input) <= ALWAYS_FITS:
                 # The plain case in one piece: every call saved here is paid by each step of each run.
                 token = run_context.set(call)
                 try:
@@ -85,6 +69,8 @@ class LocalEngine(EffectsEngine):
                 else:
                     run_context.reset(token)
                     value = self._runner.record_value(start, call, began, result)
+            else:
+                value = await self._runner.attempt(start, call, ())
         except (Exception, Suspended):
             raise
         except BaseException:
@@ -97,6 +83,27 @@ class LocalEngine(EffectsEngine):
         if self.order is not None and not definition.pivot:  # told meanwhile: the body goes no further
             self._obey()
         return value
+
+    async def _open_way(self, start: int, call: StepCall) -> None:
+        """Let a step begin whose run has records that are not durable, or is not to go on.
+
+        Raises:
+            Decided, Suspended: it must not begin.
+        """
+        if self.over is not None:
+            self._starts -= 1
+            raise Decided(self.over)
+        try:
+            await self._before_effect()
+        except Decided:
+            self._open[start] = LocalPending(start, call)
+            raise
+        except (Exception, Suspended):
+            raise
+        except BaseException:  # cut off as it was about to begin: it has its place in the order of starts
+            self._open[start] = LocalPending(start, call)
+            self._was_cut()
+            raise
 
     def _was_cut(self) -> None:
         """Take note that a cancellation has passed through a wait for steps."""

@@ -161,8 +161,8 @@ class EffectsEngine(ReplayingEngine):
 
     def save_soon(self) -> None:
         """Make what is recorded durable while the body waits for something that is not flowlet's."""
-        if self.journal.pending and not self.journal.busy and self._saving is None:
-            self._saving = spawn(self._save, self._not_saved)
+        if self.journal.pending and not self.journal.busy and self.saving is None:
+            self.saving = spawn(self._save, self._not_saved)
 
     async def _save(self) -> None:
         try:
@@ -170,20 +170,20 @@ class EffectsEngine(ReplayingEngine):
         except Suspended:
             pass  # `journal.trouble` is set; the interpreter meets it at its next step
         finally:
-            self._saving = None
+            self.saving = None
 
     def _not_saved(self, error: BaseException) -> None:
         self._host.log.error("run.save_failed", run_id=self.run_id, error=repr(error))
 
     async def settle(self) -> None:
         """Wait for a save that is under way, so that the journal has one writer again."""
-        while self._saving is not None:
-            await self._saving.done.wait()
+        while self.saving is not None:
+            await self.saving.done.wait()
 
     async def _before_effect(self) -> None:
         """Let nothing happen before what was recorded is durable, and nothing without a lease."""
         self._obey()
-        if self.journal.pending or self._saving is not None or self.journal.trouble is not None:
+        if self.journal.pending or self.saving is not None or self.journal.trouble is not None:
             await self._save_all()
         self._runner.check_leave()
 

@@ -13,6 +13,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, NoReturn, cast
 
 import anyio
+import msgspec
 
 from flowlet.core.codec import Codec, pack
 from flowlet.core.definitions import RunDefinition
@@ -69,12 +70,8 @@ class Unresolved(Exception):
         self.asked = asked
 
 
-class ReplayingEngine:
+class ReplayingEngine(msgspec.Struct, eq=False):
     """The engine of one run in this process.
-
-    Args:
-        resumed: somebody may have executed a part of the run before, whether or not that is on record.
-        owner: the object of a class definition.
 
     Attributes:
         cut: a cancellation has passed through a wait for steps, which then stay open.
@@ -83,14 +80,28 @@ class ReplayingEngine:
         forced: an operator says so, which goes for a run that is past its pivot, too.
         interrupted: it is on record.
         committed: see `flowlet.core.engine.Engine`.
+        saving: the task that makes records durable beside a body which waits for something else.
     """
 
-    cut = committed = interrupted = forced = False
+    # A struct, with defaults for what most runs never touch: a run is short, and setting up its engine is most of it.
+    run_id: str
+    journal: Journal
+    _host: Host
+    _definition: RunDefinition
+    _runner: StepRunner
+    _owner: object = None  # the object of a class definition
+    _doubt: bool = False  # what is started next may have begun before
     order: Exception | None = None
     over: Exception | None = None
-    _recorded = 0  # the last start of which an outcome was repeated
-
-    # Defaults of what most runs never touch: a run is short, and setting up its engine is most of it.
+    cut: bool = False
+    committed: bool = False
+    interrupted: bool = False
+    forced: bool = False
+    saving: Task | None = None
+    _starts: int = 0
+    _recorded: int = 0  # the last start of which an outcome was repeated
+    _open: dict[int, LocalPending] = {}
+    _done: list[tuple[StepCall, bytes | None]] = []
     _replay: deque[Item] | tuple[()] = ()
     _attempts: Mapping[int, list[AttemptErred]] = MappingProxyType({})
     _begun: Mapping[int, str] = MappingProxyType({})
@@ -98,33 +109,13 @@ class ReplayingEngine:
     _origins: Sequence[tuple[int, str]] = ()
     _inbox: deque[Notice] | None = None
     _bell: anyio.Event | None = None
-    _saving: Task | None = None
 
-    def __init__(
-        self,
-        journal: Journal,
-        host: Host,
-        records: Sequence[RunRecord],
-        definition: RunDefinition,
-        *,
-        resumed: bool = False,
-        owner: object = None,
-    ) -> None:
-        self.run_id = journal.id
-        self.journal = journal
-        self._host = host
-        self._definition = definition
-        self._owner = owner
-        self._starts = 0
-        self._open: dict[int, LocalPending] = {}
-        self._done: list[tuple[StepCall, bytes | None]] = []
-        self._doubt = resumed  # what is started next may have begun before
-        self._runner = StepRunner(journal, host, definition.name, records[0].at)
-        if len(records) > 1:
-            replay = Replay(records)
-            self._replay, self._attempts, self._begun = replay.items, replay.attempts, replay.begun
-            self._intents, self._origins, self.order = replay.intents, replay.origins, replay.order
-            self.forced = replay.order is not None
+    def repeat(self, records: Sequence[RunRecord]) -> None:
+        """Give back what is on record, before anything else."""
+        replay = Replay(records)
+        self._replay, self._attempts, self._begun = replay.items, replay.attempts, replay.begun
+        self._intents, self._origins, self.order = replay.intents, replay.origins, replay.order
+        self.forced = replay.order is not None
 
     def note(self, key: str, value: bytes, /) -> bytes:
         """Record a decision, or return the recorded one."""
@@ -164,6 +155,16 @@ class ReplayingEngine:
     def done(self) -> Sequence[tuple[StepCall, bytes | None]]:
         """Return the calls that can be undone, in the order of the journal, with their encoded results."""
         return tuple(self._done)
+
+    def forget(self) -> None:
+        """Let go of what holds this engine, calls and errors: so a run that has ended needs no garbage collector."""
+        self._done.clear()
+        self._runner.forget()
+
+    @property
+    def is_straight(self) -> bool:
+        """Whether there is nothing left to repeat, and nobody has told the run to unwind."""
+        return not self._replay and self.order is None and self.over is None
 
     @property
     def origin(self) -> str:

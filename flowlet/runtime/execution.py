@@ -12,7 +12,9 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal, Protocol
 
 import anyio
+import msgspec
 
+from flowlet.core.annotations import Parameter
 from flowlet.core.codec import pack
 from flowlet.core.definitions import Context, Interpretation, RunDefinition, Undone
 from flowlet.core.engine import Decided, Suspended
@@ -32,12 +34,12 @@ from flowlet.errors import (
     RunParked,
     StoreUnavailable,
 )
-from flowlet.runtime.drive import Drive
+from flowlet.runtime.drive import Drive, drive
 from flowlet.runtime.engine import LocalEngine
 from flowlet.runtime.engine_replay import Reread, Unresolved
 from flowlet.runtime.journal import Journal, SignalArrived
 from flowlet.runtime.outcomes import asked_error, ended_error, stuck_error
-from flowlet.runtime.steps import Host
+from flowlet.runtime.steps import Host, StepRunner
 from flowlet.runtime.tasks import Breaker, Latch, Task
 
 State = Literal["running", "ended", "parked", "left"]
@@ -70,7 +72,7 @@ class ExecutionHost(Host, Protocol):
         ...
 
 
-class Execution:
+class Execution(msgspec.Struct, eq=False):
     """One run in this process.
 
     Attributes:
@@ -80,54 +82,39 @@ class Execution:
         error: why it did not, or why this process left it.
     """
 
-    __slots__ = (
-        "_breaker",
-        "_engine",
-        "_host",
-        "_instance",
-        "_is_aside",
-        "_is_unwinding",
-        "_order",
-        "_vain",
-        "definition",
-        "done",
-        "error",
-        "journal",
-        "state",
-        "status",
-        "task",
-        "value",
-    )
+    _host: ExecutionHost
+    definition: RunDefinition
+    journal: Journal
+    _instance: Any = None
+    _engine: LocalEngine | None = None
+    _breaker: Breaker | None = None
+    _order: Exception | None = None
+    _vain: tuple[type[Exception], ...] = ()
+    _is_aside: bool = False
+    _is_unwinding: bool = False
+    _done: Latch | None = None
+    state: State = "running"
+    status: str = "running"
+    value: bytes | None = None
+    error: BaseException | None = None
+    task: Task | None = None
 
-    def __init__(
-        self,
-        host: ExecutionHost,
-        definition: RunDefinition,
-        journal: Journal,
-        instance: Any = None,
-    ) -> None:
-        self._host = host
-        self._instance = instance
-        self._engine: LocalEngine | None = None
-        self._breaker: Breaker | None = None
-        self._order: Exception | None = None
-        self._vain: tuple[type[Exception], ...] = ()
-        self._is_aside = self._is_unwinding = False
-        self.definition = definition
-        self.journal = journal
-        self.done = Latch()
-        self.state: State = "running"
-        self.status: str = "running"
-        self.value: bytes | None = None
-        self.error: BaseException | None = None
-        self.task: Task | None = None
+    @property
+    def done(self) -> Latch:
+        """Is set when this process no longer works on the run; made when somebody wants to wait for that."""
+        if self._done is None:
+            self._done = Latch()
+            if self.state != "running":
+                self._done.set()
+        return self._done
 
     # -------------------------------------------------------------- in the caller's task
     async def run_here(self, inputs: tuple[Any, ...], records: Sequence[RunRecord]) -> Any:
         """Execute the run in the caller's task; if the caller is cancelled, the run goes on without it."""
         try:
-            interpretation = await self._interpret(inputs, records)
+            interpretation = self._interpret(inputs, records)
             if interpretation is None:
+                await self._park_unbegun()
                 return
             assert self._engine is not None
             try:
@@ -165,8 +152,9 @@ class Execution:
     async def run_aside(self, records: Sequence[RunRecord], *, resumed: bool = False) -> None:
         """Execute the run in this task, which is flowlet's own."""
         try:
-            interpretation = await self._interpret(None, records, resumed=resumed)
+            interpretation = self._interpret(None, records, resumed=resumed)
             if interpretation is None:
+                await self._park_unbegun()
                 return
             assert self._engine is not None
             try:
@@ -195,11 +183,17 @@ class Execution:
         """
         engine = self._engine
         assert engine is not None
-        value = None
+        value: bytes | None = None
         breaker = self._breaker = self._host.make_breaker()
         try:
             with breaker:
-                value = await Drive(interpretation.forward(), engine, breaker)
+                body = interpretation.forward()
+                try:
+                    waited = body.send(None)
+                except StopIteration as stop:  # most bodies wait for nothing but their steps, and these for nothing
+                    value = stop.value
+                else:
+                    value = await Drive(body, waited, engine, breaker)
         except (Exception, Decided, Suspended):
             self._breaker = None
             if breaker.is_cut:
@@ -209,9 +203,10 @@ class Execution:
             self._breaker = None
         if breaker.is_cut:
             await breaker.absorb()
-        order = engine.decided() if value is None else engine.decision
-        if order is not None:
-            raise Decided(order)
+        if not engine.is_straight:
+            order = engine.decided() if value is None else engine.decision
+            if order is not None:
+                raise Decided(order)
         if value is None:  # it was cut as a pivot returned, behind which that must not be
             engine.reread()
         if engine.cut:
@@ -240,21 +235,23 @@ class Execution:
             "run.not_undone", run_id=self.journal.id, definition=self.definition.name, order=str(order)
         )
 
-    async def _interpret(
+    def _interpret(
         self, inputs: tuple[Any, ...] | None, records: Sequence[RunRecord], *, resumed: bool = False
     ) -> Interpretation | None:
-        """Set up engine and interpretation; park a run for which that cannot be done, and return None."""
+        """Set up engine and interpretation; return None, and set ``error``, where that cannot be done."""
         definition = self.definition
         try:
             if isinstance(definition.target, type) and self._instance is None:
                 arguments = {p.name: self._host.provide(p.annotation) for p in definition.constructor}
                 self._instance = definition.target(**arguments)
         except Exception as error:
-            await self._park(f"run {self.journal.id!r} of {definition.name!r} cannot begin here: {error}", error)
+            self.error = error
             return None
-        engine = self._engine = LocalEngine(
-            self.journal, self._host, records, definition, resumed=resumed, owner=self._instance
-        )
+        journal, host = self.journal, self._host
+        runner = StepRunner(journal, host, definition.name, records[0].at)
+        engine = self._engine = LocalEngine(journal.id, journal, host, definition, runner, self._instance, resumed)
+        if len(records) > 1:
+            engine.repeat(records)
         if self._order is not None:
             engine.order = self._order
         try:
@@ -262,13 +259,21 @@ class Execution:
                 started = records[0]
                 assert isinstance(started, Started)
                 inputs = definition.starter.input.decode(started.input, f"the input of run {self.journal.id!r}")
-            wanted = [p for p in definition.starter.providers if p.annotation is not Run]
-            provided = {p.name: self._host.provide(p.annotation) for p in wanted}
+            provided = self._provide(definition.starter.providers) if definition.starter.providers else {}
         except Exception as error:
-            await self._park(f"run {self.journal.id!r} of {definition.name!r} cannot begin here: {error}", error)
+            self.error = error
             return None
         context = Context(engine, self._host.current_task, self._instance, provided)
         return definition.interpret(context, inputs)
+
+    def _provide(self, parameters: Sequence[Parameter]) -> dict[str, Any]:
+        return {p.name: self._host.provide(p.annotation) for p in parameters if p.annotation is not Run}
+
+    async def _park_unbegun(self) -> None:
+        """Park a run for which engine and interpretation could not be set up."""
+        error = self.error
+        assert isinstance(error, Exception)
+        await self._park(f"run {self.journal.id!r} of {self.definition.name!r} cannot begin here: {error}", error)
 
     def _detach(self) -> None:
         """The caller has gone: go on from the journal in a task of flowlet's own, or stop if all do."""
@@ -348,16 +353,18 @@ class Execution:
     # -------------------------------------------------------------- ends
     async def _end_returned(self, value: bytes) -> None:
         """End the run as completed, unless it turns out that it is to be undone."""
-        engine = self._engine
+        engine, limit = self._engine, self._host.max_payload
         assert engine is not None
         while True:
-            error = engine.decided()
-            if error is not None:  # the history says so, or somebody, and that stands
-                raise Decided(error)
-            engine.check_end()
-            check_size(value, self._host.max_payload, f"the result of run {self.journal.id!r}", FRAME)
+            if not engine.is_straight:
+                error = engine.decided()
+                if error is not None:  # the history says so, or somebody, and that stands
+                    raise Decided(error)
+                engine.check_end()
+            if limit is not None:
+                check_size(value, limit, f"the result of run {self.journal.id!r}", FRAME)
             try:
-                await self._end("completed", ("completed", engine.tick(), value, None))
+                await self._end("completed", value, None)
             except SignalArrived:
                 await self._host.look(self)
                 continue
@@ -400,7 +407,7 @@ class Execution:
             return
         if log.active and interpretation.undoes:
             log.info("run.compensating", run_id=self.journal.id, definition=self.definition.name, error=repr(error))
-        await self._failed(error, await Drive(interpretation.backward(error), engine))
+        await self._failed(error, await drive(interpretation.backward(error), engine))
 
     async def _failed(self, error: Exception, undone: Undone) -> None:
         engine = self._engine
@@ -413,20 +420,21 @@ class Execution:
             status = "cancelled"
         while True:
             try:
-                await self._end(status, (status, engine.tick(), None, engine.describe(error)))
+                await self._end(status, None, engine.describe(error))
             except SignalArrived:
                 await self._host.look(self)
             else:
                 break
         self._leave("ended", error)
 
-    async def _end(self, status: EndStatus, fields: tuple[Any, ...]) -> None:
+    async def _end(self, status: EndStatus, *outcome: Any) -> None:
         engine = self._engine
         assert engine is not None
-        await engine.settle()
+        if engine.saving is not None:
+            await engine.settle()
         if self.journal.trouble is not None:
             raise Suspended
-        await self.journal.end(status, pack(("z", *fields)))
+        await self.journal.end(status, pack(("z", status, engine.tick(), *outcome)))
         self.status = status
         log = self._host.log
         if log.active:
@@ -532,10 +540,16 @@ class Execution:
     def _leave(self, state: State, error: BaseException | None) -> None:
         self.state = state
         self.error = error
-        if error is not None and error.__traceback__ is not None and error.__traceback__.tb_frame.f_code in _OWN:
-            error.__traceback__ = error.__traceback__.tb_next  # its first frame holds this object
+        if error is not None:
+            traceback = error.__traceback__
+            while traceback is not None and traceback.tb_frame.f_code in _OWN:
+                traceback = traceback.tb_next  # its first frames hold this object
+            error.__traceback__ = traceback
+        if self._engine is not None:
+            self._engine.forget()
         self._host.finished(self)
-        self.done.set()
+        if self._done is not None:
+            self._done.set()
 
     def broke(self, error: BaseException) -> None:
         """Take note of an error in flowlet's own code: the run is left as its journal has it."""

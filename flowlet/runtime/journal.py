@@ -9,9 +9,11 @@ signal has come in that the run has not seen.
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Awaitable
 from typing import Protocol
 
 import anyio
+import msgspec
 from msgspec.structs import replace
 
 from flowlet.core.engine import Suspended
@@ -46,16 +48,14 @@ class SignalArrived(Exception):
     """The run cannot end: a signal has come in that it has not seen."""
 
 
-class Journal:
+class Journal(msgspec.Struct, eq=False):
     """Appends the records of one run under its lease.
 
     Attributes:
         version: the version that the store has acknowledged.
         pending: records that are not durable yet.
         busy: an append is under way.
-        create: the first append makes the run; set while that has not happened.
-        durable: the store outlives the process. What is in one that does not needs to be up to date only
-            when somebody else gets to run, which is when the body suspends.
+        create: the first append makes the run, as this says but under its id; set while that has not happened.
         status: the head's status from the next append on, if it is to change.
         inbox: the number of the last signal that the run has seen.
         marked: listings show that the run was sent an order; the next append takes that back.
@@ -63,34 +63,18 @@ class Journal:
         unsure: an append was cut off by a cancellation; see `catch_up`.
     """
 
-    __slots__ = (
-        "_store",
-        "busy",
-        "create",
-        "durable",
-        "fence",
-        "id",
-        "inbox",
-        "marked",
-        "pending",
-        "status",
-        "trouble",
-        "unsure",
-        "version",
-    )
-
-    def __init__(self, store: Store, id: str, version: int, fence: int, create: Write | None = None) -> None:
-        self._store = store
-        self.durable = outlives_process(store)
-        self.id = id
-        self.version = version
-        self.fence = fence
-        self.pending: list[bytes] = []
-        self.busy = self.marked = self.unsure = False
-        self.create = create
-        self.inbox = 0
-        self.status: str | Unchanged = UNCHANGED
-        self.trouble: Exception | None = None
+    _store: Store
+    id: str
+    version: int
+    fence: int
+    create: Write | None = None
+    pending: list[bytes] = []
+    busy: bool = False
+    marked: bool = False
+    unsure: bool = False
+    inbox: int = 0
+    status: str | Unchanged = UNCHANGED
+    trouble: Exception | None = None
 
     async def commit(self) -> None:
         """Make everything recorded so far durable.
@@ -110,7 +94,7 @@ class Journal:
             )
         else:
             status = write.status if self.status is UNCHANGED else self.status
-            write = replace(write, records=tuple(self.pending), status=status)
+            write = replace(write, id=self.id, records=tuple(self.pending), status=status)
         return write
 
     async def commit_with(self, perform: Perform) -> None:
@@ -137,8 +121,8 @@ class Journal:
                 raise
             self._give_up(error)
 
-    async def end(self, status: str, record: bytes) -> None:
-        """Make everything durable with a last record and close the run, giving back its lease.
+    def end(self, status: str, record: bytes) -> Awaitable[None]:
+        """Make everything durable with a last record and close the run, giving back its lease; await it at once.
 
         Raises:
             SignalArrived: not yet; see what has come in first.
@@ -167,7 +151,7 @@ class Journal:
                 wake=None,
                 close=True,
             )
-        await self._append(write)
+        return self._append(write)
 
     async def park(self, status: str, record: bytes | None, wake: float | None = None) -> None:
         """Make everything durable and leave the run for an operator, giving back its lease.

@@ -23,7 +23,8 @@ from flowlet.core.machine_records import Created, Fold, Moved, Pending, Settled,
 from flowlet.core.sizes import check_size
 from flowlet.errors import Conflict, DecodeError, EncodeError, HookFailed, RunNotFound, StoreUnavailable
 from flowlet.runtime.machine_office import ACTIVE, FINAL, KIND, Busy, Office
-from flowlet.runtime.machine_timers import Due, Running, after, next_due, pending, recorded
+from flowlet.runtime.machine_timers import Due, Running, after, begun, next_due, pending, recorded, without
+from flowlet.runtime.machine_works import REVOKE, entry
 from flowlet.runtime.turns import NO_ARGUMENTS, Raised, Turn
 from flowlet.store import UNCHANGED, Claims, New, Stored, Unchanged, Write
 
@@ -121,7 +122,7 @@ class Bond:
         start = definition.start
         state = start.target
         self.at = office.now()
-        self.timers = after({}, start, Turn(), self.at)
+        self.timers = after({}, start, Turn(), self.at, lambda name: self._begun(machine, name))
         raised = _announced(start)
         timers = recorded(self.timers) if self.timers else None
         created = Created(state.state, self.at, office.token, definition.version, data, raised, timers)
@@ -169,7 +170,7 @@ class Bond:
         office, target = self.office, landing.target
         values, data = self.changed(machine)
         at = max(self.at, office.now())
-        timers = after(self.timers, landing, turn, at)
+        timers = after(self.timers, landing, turn, at, lambda name: self._begun(machine, name))
         record = Moved(
             plan.event,
             plan.source.state,
@@ -282,6 +283,36 @@ class Bond:
             return UNCHANGED
         times = [at for at in (next_due(timers), record.at if raised else None) if at is not None]
         return min(times) + SLACK if times else None
+
+    def _begun(self, machine: Any, state: str) -> Raised:
+        """Describe the work that a state invokes; its run has an id of its own each time the state is entered."""
+        return entry(machine, self.definition.works[state], f"{self.id}/{state}/{self.version + 1}")
+
+    async def begin_work(self, key: str) -> None:
+        """Start the run of what a state invokes, or find it."""
+        raised = self.timers[key].raised
+        assert raised is not None
+        assert raised.method is not None
+        await self.office.start_work(self.definition, raised.method, self.id, raised.event, raised.kwargs)
+        timers = begun(self.timers, key)
+        if self.timers is self._stored_timers:
+            self._stored_timers = timers
+        self.timers = timers
+
+    async def forget_wake(self) -> None:
+        """Tell the store that what was due is under way, and looks after itself."""
+        at = next_due(self.timers)
+        await self.office.store.append((Write(id=self.id, wake=None if at is None else at + SLACK),))
+
+    async def revoke(self) -> None:
+        """Cancel the runs of states that were left. What cannot be now is done when its timer rings."""
+        for key, due in list(self.timers.items()):
+            if key.startswith(REVOKE) and due.raised is not None:
+                try:
+                    await self.office.cancel_work(due.raised.event)
+                except StoreUnavailable:
+                    return
+                self.timers = without(self.timers, key)
 
     def arm(self, pause: float = 0.0) -> None:
         """Let the first timer ring in this process, but not before some seconds."""
@@ -449,6 +480,9 @@ class Bond:
         return map(self._recall, self.raised)
 
     def _recall(self, pending: Pending) -> Raised:
+        if pending.method in self.definition.works:
+            _, given = msgspec.msgpack.decode(pending.arguments)
+            return Raised(pending.event, pending.method, (), given, pending.arguments)
         args, kwargs = msgspec.msgpack.decode(pending.arguments)
         methods = (pending.method,) if pending.method else self.definition.methods_of.get(pending.event, ())
         parameters = self.definition.parameters.get(methods[0]) if methods and methods[0] else None

@@ -22,7 +22,7 @@ from flowlet.core.run import InsideEvent
 from flowlet.core.statechart import Choice, Move
 from flowlet.errors import Conflict, HookFailed, MachineError, TransitionNotAllowed
 from flowlet.runtime.machine_bond import Bond
-from flowlet.runtime.machine_timers import advance, leave_off, take_up
+from flowlet.runtime.machine_timers import advance, end_works, leave_off, take_up
 from flowlet.runtime.turns import BUSY, Raised, Turn, is_inside, leave, open_turn, wait
 
 LONGEST = 10_000
@@ -233,8 +233,12 @@ async def follow(
             machine._flowlet_state = landing.target
             if landing.times or turn.delayed:
                 advance(machine, turn, landing)
+                if landing.ends:
+                    await end_works(machine, landing.ends)
         else:
             await bond.commit(machine, turn, plan, landing, args, kwargs, key, result)
+            if landing.ends:
+                await bond.revoke()
     except BaseException:
         snapshot.restore(machine, taken)
         _cut(turn, mark)

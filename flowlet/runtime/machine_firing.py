@@ -11,13 +11,15 @@ from typing import Any
 
 from flowlet.core.chart import Plan
 from flowlet.core.configurations import DEFINITION
+from flowlet.core.current import run_context
 from flowlet.core.machine import MachineDefinition
 from flowlet.errors import Conflict, HookFailed, StoreUnavailable
 from flowlet.runtime.logs import Log
 from flowlet.runtime.machine_bond import Bond
 from flowlet.runtime.machine_driver import begin, choose, continue_raised, follow, settle
 from flowlet.runtime.machine_office import Busy
-from flowlet.runtime.machine_timers import TIMERS, Due, LooseTimers, first_due, without
+from flowlet.runtime.machine_timers import TIMERS, Due, LooseTimers, begun, first_due, without
+from flowlet.runtime.machine_works import INVOKE, REVOKE, LooseWork, Outcome
 from flowlet.runtime.turns import Turn, leave, take
 
 
@@ -30,6 +32,11 @@ async def fire_due(machine: Any) -> None:
     try:
         while (key := first_due(timers.running, time.monotonic())) is not None:
             due = timers.running[key]
+            if key.startswith(INVOKE) and due.raised is not None:
+                timers.running = begun(timers.running, key)
+                work = getattr(type(machine), DEFINITION).works[due.raised.method]
+                timers.works[work.state] = LooseWork(machine, work, due.raised.kwargs, tell_loose)
+                continue
             timers.running = without(timers.running, key)
             try:
                 await _fire(machine, None, turn, key, due)
@@ -51,7 +58,7 @@ async def fire_stored(machine: Any, *, claimed: bool = False) -> None:
         StoreUnavailable: it could not be recorded, and is still due.
     """
     bond: Bond = machine._flowlet_turn
-    turn, pause = await take(bond, "a timer's"), 0.0
+    turn, pause, is_begun = await take(bond, "a timer's"), 0.0, False
     assert turn is not None
     try:
         if bond.stale:
@@ -62,6 +69,13 @@ async def fire_stored(machine: Any, *, claimed: bool = False) -> None:
             await continue_raised(machine, bond, turn)
         while (key := first_due(bond.timers, bond.office.now())) is not None:
             due = bond.timers[key]
+            if key.startswith(INVOKE):
+                await bond.begin_work(key)
+                is_begun = True
+                continue
+            if key.startswith(REVOKE):
+                await bond.revoke()
+                continue
             bond.timers = without(bond.timers, key)
             try:
                 await _fire(machine, bond, turn, key, due)
@@ -79,6 +93,8 @@ async def fire_stored(machine: Any, *, claimed: bool = False) -> None:
                     bond.timers = without(bond.timers, key)
         if not bond.stale:
             await bond.settle(machine, turn)
+        if is_begun:
+            await bond.forget_wake()
     except BaseException as error:
         bond.stale = True
         pause = 1.0 if isinstance(error, Busy) else 0.0
@@ -88,6 +104,80 @@ async def fire_stored(machine: Any, *, claimed: bool = False) -> None:
             await bond.give_back()
         leave(bond, turn)
         bond.arm(pause)
+
+
+async def tell_loose(machine: Any, work: LooseWork, outcome: Outcome) -> None:
+    """Tell a machine without a store how work has ended, if it has not been left."""
+    turn = await take(machine, "the end of its work")
+    timers: LooseTimers | None = getattr(machine, TIMERS, None)
+    if turn is None:
+        return
+    try:
+        state = next((s for s, w in timers.works.items() if w is work), None) if timers is not None else None
+        if timers is None or state is None:
+            return
+        del timers.works[state]
+        timers.running = without(timers.running, INVOKE + state)
+        if not await _handle(machine, None, turn, outcome) and "error" in outcome[1]:
+            Log().error("machine.work_failed", definition=type(machine).__name__, error=repr(outcome[1]["error"]))
+    except Exception as error:
+        Log().error("machine.work_failed", definition=type(machine).__name__, error=repr(error))
+    finally:
+        leave(machine, turn)
+
+
+async def tell_stored(machine: Any, id: str, outcome: Outcome) -> None:
+    """Tell a machine with a store how a run that it invoked has ended, if it has not been left or told.
+
+    Raises:
+        StoreUnavailable: it could not be recorded, and is to be told again.
+    """
+    bond: Bond = machine._flowlet_turn
+    turn = await take(bond, "the end of its work")
+    assert turn is not None
+    token = run_context.set(None)  # it is told by a step of the run, of which this is no part
+    try:
+        while True:
+            if bond.stale:
+                await bond.refresh(machine)
+            key = next((k for k, d in bond.timers.items() if k.startswith(INVOKE) and _is_of(d, id)), None)
+            if key is None:
+                return
+            bond.timers = without(bond.timers, key)
+            try:
+                if not await _handle(machine, bond, turn, outcome) and "error" in outcome[1]:
+                    bond.log_timer_failed(key, outcome[1]["error"])
+            except Conflict:
+                bond.stale = True
+                continue
+            except StoreUnavailable:
+                bond.stale = True
+                raise
+            except Exception as error:
+                bond.log_timer_failed(key, error)
+            if not bond.stale:
+                await bond.settle(machine, turn)
+                return
+    except BaseException:
+        bond.stale = True
+        raise
+    finally:
+        run_context.reset(token)
+        if bond.leased:
+            await bond.give_back()
+        leave(bond, turn)
+
+
+def _is_of(due: Due, id: str) -> bool:
+    return due.raised is not None and due.raised.event == id
+
+
+async def _handle(machine: Any, bond: Bond | None, turn: Turn, outcome: Outcome) -> bool:
+    """Handle the event that work has ended with; tell whether there was a transition for it."""
+    event, given = outcome
+    definition: MachineDefinition = getattr(type(machine), DEFINITION)
+    plans: Any = definition.plans.get(event, {})
+    return await _follow(machine, bond, turn, plans, (), given)
 
 
 async def start_stored(machine: Any) -> None:
@@ -118,13 +208,21 @@ async def _fire(machine: Any, bond: Bond | None, turn: Turn, key: str, due: Due)
     else:
         plans = definition.chart.timed.get(key, {}) if definition.chart is not None else {}
         args, kwargs = (), {}
+    await _follow(machine, bond, turn, plans, args, kwargs)
+
+
+async def _follow(
+    machine: Any, bond: Bond | None, turn: Turn, plans: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> bool:
+    """Take the transition that is enabled, if there is one, and see it to its end."""
+    definition: MachineDefinition = getattr(type(machine), DEFINITION)
     choice = plans.get(machine._flowlet_state, ())
     if bond is not None and not bond.leased and any(option.exclusive for option in choice):
         await bond.lease(machine, patient=True)
         choice = plans.get(machine._flowlet_state, ())
     plan = await choose(machine, bond, choice, args, kwargs)
     if not isinstance(plan, Plan):
-        return
+        return False
     try:
         await follow(machine, bond, turn, plan, args, kwargs)
     except HookFailed as failure:
@@ -132,3 +230,4 @@ async def _fire(machine: Any, bond: Bond | None, turn: Turn, key: str, due: Due)
             await settle(machine, bond, turn, definition)
         raise
     await settle(machine, bond, turn, definition)
+    return True

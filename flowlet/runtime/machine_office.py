@@ -5,7 +5,7 @@ Law: everything here is given from above (store, clock, worker, log, providers);
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import msgspec
@@ -26,6 +26,10 @@ class Busy(Conflict):
         return f"{self.id!r} is handling an event in another process, which holds its lease; try again when it is done"
 
 
+async def _no_runs(*_: Any) -> None:
+    raise MachineError("a state invokes something, and nothing here runs it; use a Flowlet")
+
+
 class Office(msgspec.Struct, frozen=True, eq=False):
     """What the bonds of one `Machines` share.
 
@@ -35,6 +39,9 @@ class Office(msgspec.Struct, frozen=True, eq=False):
         token: a number that no other writer has.
         provide: returns what is provided for an annotation; None when nothing is.
         max_payload: bytes that a record may have, or None.
+        start_work: starts the run of what a state invokes, given the machine's definition, the state, the machine's id,
+            the run's id and the inputs.
+        cancel_work: cancels such a run, durably.
         alarm: has the machine with an id, of a definition, looked after at a time; at none when it is None.
     """
 
@@ -46,6 +53,8 @@ class Office(msgspec.Struct, frozen=True, eq=False):
     provide: Callable[[Any], Any] | None
     max_payload: int | None = None
     alarm: Callable[[str, MachineDefinition, float | None], None] = lambda id, definition, at: None
+    start_work: Callable[..., Awaitable[None]] = _no_runs
+    cancel_work: Callable[[str], Awaitable[None]] = _no_runs
 
     def provided(self, annotation: Any, what: str) -> Any:
         """Return what is provided for an annotation; ``what`` names who asks."""

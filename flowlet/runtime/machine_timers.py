@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from flowlet.core.chart import Landing
+from flowlet.core.configurations import DEFINITION
 from flowlet.core.machine_records import Pending, Timer
 from flowlet.runtime.alarms import Alarms
 from flowlet.runtime.logs import Log
+from flowlet.runtime.machine_works import INVOKE, REVOKE, LooseWork, entry
 from flowlet.runtime.tasks import loop_token, spawn
 from flowlet.runtime.turns import NO_ARGUMENTS, Raised, Turn
 
@@ -34,23 +36,28 @@ class Due(msgspec.Struct, frozen=True, eq=False):
 
     Attributes:
         at: seconds of the clock that the machine goes by.
-        raised: what was raised with a delay; None for a transition marked ``after=``.
+        raised: what was raised with a delay, or the work to be done; None for a transition marked ``after=``.
+        under_way: it has rung, and what it stands for goes on.
     """
 
     at: float
     raised: Raised | None = None
+    under_way: bool = False
 
 
 Running = Mapping[str, Due]
 """The timers that run, by key. Never changed: what changes them makes another one."""
 
 
-def after(running: Running, landing: Landing | None, turn: Turn, now: float) -> Running:
+def after(
+    running: Running, landing: Landing | None, turn: Turn, now: float, begun: Callable[[str], Raised] | None = None
+) -> Running:
     """Return what runs behind a transition; the same object when that is what ran before.
 
     Args:
         landing: what the transition does; None when there was none.
         turn: has what was raised with a delay, which is taken from it.
+        begun: describes the work that a state invokes.
     """
     times = landing is not None and landing.times
     if not times and not turn.delayed:
@@ -59,8 +66,15 @@ def after(running: Running, landing: Landing | None, turn: Turn, now: float) -> 
     if landing is not None:
         for key in landing.stops:
             found.pop(key, None)
+        for name in landing.ends:
+            work = found.pop(INVOKE + name, None)
+            if work is not None and work.raised is not None:
+                found[REVOKE + work.raised.event] = Due(now, work.raised)
         for key, seconds in landing.starts:
             found[key] = Due(now + seconds)
+        for name in landing.invokes:
+            assert begun is not None
+            found[INVOKE + name] = Due(now, begun(name))
     for seconds, raised in turn.delayed or ():
         number = 1
         while (key := f"{raised.event}~{number}") in found:
@@ -72,13 +86,18 @@ def after(running: Running, landing: Landing | None, turn: Turn, now: float) -> 
 
 def next_due(running: Running) -> float | None:
     """Return when the first of them is due."""
-    return min((due.at for due in running.values()), default=None)
+    return min((due.at for due in running.values() if not due.under_way), default=None)
 
 
 def first_due(running: Running, now: float) -> str | None:
     """Return the key of the one that is due, of several the earliest."""
-    ready = [(due.at, key) for key, due in running.items() if due.at <= now]
+    ready = [(due.at, key) for key, due in running.items() if due.at <= now and not due.under_way]
     return min(ready)[1] if ready else None
+
+
+def begun(running: Running, key: str) -> Running:
+    """Return the same with one of them under way."""
+    return {k: msgspec.structs.replace(due, under_way=True) if k == key else due for k, due in running.items()}
 
 
 def without(running: Running, key: str) -> Running:
@@ -109,12 +128,14 @@ class LooseTimers:
         fire: handles what is due of a machine.
 
     Attributes:
+        works: what is under way, by the state.
         left: what was raised when a caller was cancelled in the middle of a macrostep; None when none was.
     """
 
     def __init__(self, machine: Any, fire: Callable[[Any], Awaitable[None]]) -> None:
         self.running: Running = {}
         self.left: deque[Raised] | None = None
+        self.works: dict[str, LooseWork] = {}
         self._fire = partial(fire, machine)
         self._alarms, self._loop = self._make(), loop_token()
 
@@ -174,7 +195,17 @@ def take_up(machine: Any, turn: Turn) -> bool:
 def advance(machine: Any, turn: Turn, landing: Landing | None) -> None:
     """Let the timers of a machine without a store run as a transition says."""
     timers = loose_timers(machine)
+    works = getattr(type(machine), DEFINITION).works
     now = time.monotonic()
-    running = after(timers.running, landing, turn, now)
-    if running is not timers.running:
+    running = after(timers.running, landing, turn, now, lambda name: entry(machine, works[name], name))
+    running = {key: due for key, due in running.items() if not key.startswith(REVOKE)}
+    if running != timers.running:
         timers.set(running)
+
+
+async def end_works(machine: Any, states: Sequence[str]) -> None:
+    """Cancel what states of a machine without a store have invoked, and wait for its end."""
+    for state in states:
+        work = loose_timers(machine).works.pop(state, None)
+        if work is not None:
+            await work.end()

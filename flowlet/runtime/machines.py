@@ -16,6 +16,7 @@ from weakref import WeakValueDictionary
 
 import anyio
 
+from flowlet.core.codec import encode
 from flowlet.core.current import run_context
 from flowlet.core.faults import describe
 from flowlet.core.ids import check_id
@@ -28,6 +29,7 @@ from flowlet.errors import (
     HistoryMismatch,
     IdConflict,
     MachineError,
+    RunError,
     RunNotFound,
     StoreUnavailable,
 )
@@ -35,9 +37,11 @@ from flowlet.runtime.alarms import Alarms
 from flowlet.runtime.logs import Log
 from flowlet.runtime.machine_bond import EVERY, PAGE, Bond
 from flowlet.runtime.machine_driver import continue_raised, is_interrupted
-from flowlet.runtime.machine_firing import fire_stored, start_stored
+from flowlet.runtime.machine_firing import fire_stored, start_stored, tell_stored
 from flowlet.runtime.machine_install import definition_of
 from flowlet.runtime.machine_office import KIND, Busy, Office
+from flowlet.runtime.machine_works import Messenger, Outcome, run_name
+from flowlet.runtime.runs import Runs
 from flowlet.runtime.tasks import Task, spawn
 from flowlet.runtime.turns import Turn, depart, leave, move, take
 from flowlet.store import Head, Store, Stored
@@ -69,8 +73,12 @@ class Machines:
         find: Callable[[str], MachineDefinition | None] | None = None,
     ) -> None:
         self._find = find
+        self.messenger = Messenger(self._tell, lambda definition, id: self.load(definition.cls, id))
         owner = worker if callable(worker) else (lambda: worker)
-        self._office = Office(store, now, owner, secrets.randbits(62), log, provide, max_payload, self._alarm)
+        self._office = Office(
+            store, now, owner, secrets.randbits(62), log, provide, max_payload, self._alarm, self._begin, self._halt
+        )
+        self.runs: Runs | None = None
         self._alarms = Alarms(now, self._ring, self._broke)
         self._timed: dict[str, MachineDefinition] = {}
         self._tasks: set[Task] = set()
@@ -351,6 +359,30 @@ class Machines:
                 self._office.log.warning("store.unavailable", error=str(error))
             await anyio.sleep(pause)
             pause = min(2 * pause, 10.0)
+
+    # Work inside a state ------------------------------------------------------------------------
+    async def _begin(
+        self, definition: MachineDefinition, state: str, machine: str, id: str, given: dict[str, Any]
+    ) -> None:
+        work = definition.works[state]
+        if self.runs is None:
+            raise MachineError(f"{definition.name}.{state} invokes something, and nothing here runs it")
+        inputs = (machine, encode(given, f"what state {state!r} invokes"))
+        await self.runs.start(definition.runs[run_name(definition, work)], inputs, id)
+
+    async def _halt(self, id: str) -> None:
+        """Have what a state invoked cancelled; whether it has ended or not even begun does not matter."""
+        assert self.runs is not None
+        try:
+            await self.runs.orders.cancel(id)
+        except RunError as error:
+            self._office.log.debug("machine.work_ended", run_id=id, reason=str(error))
+
+    async def _tell(self, definition: MachineDefinition, machine: str, id: str, outcome: Outcome) -> None:
+        try:
+            await tell_stored(await self.load(definition.cls, machine), id, outcome)
+        except RunNotFound:
+            return  # the machine was pruned
 
     def _broke(self, error: BaseException) -> None:
         self._office.log.error("machine.timer_failed", error=repr(error))

@@ -17,6 +17,7 @@ from flowlet.core.current import run_context
 from flowlet.core.definitions import RunDefinition
 from flowlet.core.engine import Suspended
 from flowlet.core.ids import check_id
+from flowlet.core.run import exchange_call
 from flowlet.core.run_records import RunRecord, Started, StuckStatus
 from flowlet.core.sizes import check_size
 from flowlet.core.steps import Provide
@@ -70,10 +71,11 @@ class Runs(StoredRuns):
         self.provide = provide
         self.log = log
         self._lease = lease
-        self._durable = outlives_process(store)
+        self.durable = outlives_process(store)
         self.max_payload = store.capabilities.max_payload
         self.closing = self.stopping = False
         self.live: dict[str, Execution] = {}
+        self._creations: dict[RunDefinition, Write] = {}
         self._orphans: set[str] = set()
         self.tasks: set[Task] = set()
         self._drain = Drain(self, store)
@@ -183,7 +185,7 @@ class Runs(StoredRuns):
         if self.closing:
             self.check_open()
         created: Any
-        if id is None and not self._durable:
+        if id is None and not self.durable:
             created = self._create_unseen(definition, inputs, instance, deadline)
         else:
             created = await self._create(definition, inputs, id, instance, deadline)
@@ -195,8 +197,10 @@ class Runs(StoredRuns):
         if isinstance(error, (Conflict, LeaseLost)):
             return await self.result(execution.journal.id, definition)
         if error is not None:
-            del execution, created  # what is raised holds this frame, which must not hold what holds it
-            raise error
+            try:
+                raise error
+            finally:  # what is raised holds this frame, which must not hold what holds it
+                del execution, created, error
         assert value is not None
         return definition.starter.decode(value)
 
@@ -261,8 +265,7 @@ class Runs(StoredRuns):
     ) -> tuple[Execution, Started, tuple[Any, ...]]:
         """Create a run whose first append may wait until somebody can see it: new id, no process to survive."""
         id = self._ids.next()
-        starter = definition.starter
-        data, given = starter.exchange_input(inputs)
+        data, given = exchange_call(definition.starter, inputs)
         started = self._started(id, definition, data, deadline)
         journal = self._new_journal(id, definition, started)
         return self._begin(Execution(self, definition, journal, instance), started), started, given
@@ -287,17 +290,16 @@ class Runs(StoredRuns):
 
     def _new_journal(self, id: str, definition: RunDefinition, started: Started) -> Journal:
         """Make the journal of a run that is yet to be created, with its first record."""
-        write = Write(
-            id=id,
-            expect=0,
-            create=New("run", definition.name, definition.version),
-            status="running",
-            wake=0.0,
-            owner=self.worker.id,
-        )
-        journal = Journal(self._store, id, 0, 1, write)
+        create = self._creations.get(definition)
+        if create is None:
+            new = New("run", definition.name, definition.version)
+            create = self._creations[definition] = Write(
+                id="", expect=0, create=new, status="running", wake=0.0, owner=self.worker.id
+            )
+        journal = Journal(self._store, id, 0, 1, create)
         record = pack(started)
-        check_size(record, self.max_payload, f"the input of run {id!r}")
+        if self.max_payload is not None:
+            check_size(record, self.max_payload, f"the input of run {id!r}")
         journal.pending.append(record)
         return journal
 

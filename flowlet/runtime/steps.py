@@ -12,6 +12,7 @@ from time import perf_counter
 from typing import Any, Protocol, cast
 
 import anyio
+import msgspec
 
 from flowlet.core.codec import pack
 from flowlet.core.current import run_context
@@ -54,12 +55,15 @@ class Host(Protocol):
         stopping: steps are being cut off, so that what they raise is no failure of theirs.
         deadline: the time of ``perf_counter`` at which the lease may have run out.
         epoch: the store's time when ``perf_counter`` was 0.
+        durable: the store outlives the process. What is in one that does not needs to be up to date only
+            when somebody else gets to run, which is when the body suspends.
     """
 
     closing: bool
     stopping: bool
     deadline: float
     epoch: float
+    durable: bool
     log: Log
     max_payload: int | None
     provide: Provide
@@ -76,22 +80,19 @@ class _Ordered(Protocol):
     def ordered(self) -> Exception | None: ...
 
 
-class StepRunner:
+class StepRunner(msgspec.Struct, eq=False):
     """Executes the steps of one run.
 
     Attributes:
         now: the time of the last record.
     """
 
-    __slots__ = ("_definition", "_failure", "_host", "_journal", "now")
-    stopping = False
-
-    def __init__(self, journal: Journal, host: Host, definition: str, now: float) -> None:
-        self._journal = journal
-        self._host = host
-        self._definition = definition
-        self.now = now
-        self._failure: tuple[Exception, Failure] | None = None
+    _journal: Journal
+    _host: Host
+    _definition: str
+    now: float
+    _failure: tuple[Exception, Failure] | None = None
+    stopping: bool = False
 
     async def attempt(
         self,
@@ -110,9 +111,13 @@ class StepRunner:
         """
         if len(call.input) > ALWAYS_FITS:
             self._check_input(start, call, records)
-        attempt, began = await self._past_attempts(call, past)
+        if past:
+            attempt, began = await self._past_attempts(call, past)
+            attempt_began = perf_counter()
+        else:
+            attempt, began = call.spent + 1, perf_counter()
+            attempt_began = began
         call.begin(attempt)
-        attempt_began = perf_counter()
         try:
             result = await self._once(start, call, attempt_began, saver or self)
         except Exception as error:
@@ -135,11 +140,15 @@ class StepRunner:
 
     async def _once(self, start: int, call: StepCall, began: float, saver: Saver) -> Any:
         """Make one attempt; return what the user's function did, of a transactional step encoded."""
+        definition = call.definition
         token = run_context.set(call)
         try:
-            if call.definition.transactional:
+            if definition.transactional:
                 return await self._transact(start, call, began, saver)
-            return await self._invoke(call)
+            provided = self._provided(call) if definition.providers else None
+            if definition.is_async and definition.timeout is None:
+                return await definition.call(call.owner, call.args, provided)
+            return await self._invoke(call, provided)
         finally:
             run_context.reset(token)
 
@@ -162,8 +171,6 @@ class StepRunner:
 
     async def _past_attempts(self, call: StepCall, past: Sequence[AttemptErred]) -> tuple[int, float]:
         """Go on where the recorded attempts ended: the next number, after the rest of the drawn delay."""
-        if not past:
-            return call.spent + 1, perf_counter()
         first, last = past[0], past[-1]
         call.doubtful |= any(_timed_out(a) for a in past)
         await self._host.pause(last.at + last.delay - self.tick())
@@ -182,10 +189,9 @@ class StepRunner:
         if host.closing or journal.trouble is not None:
             raise Suspended
 
-    async def _invoke(self, call: StepCall) -> Any:
+    async def _invoke(self, call: StepCall, provided: dict[str, Any] | None) -> Any:
         """Call the user's function once, in a thread if it is a plain def, within its timeout."""
         definition = call.definition
-        provided = self._provided(call) if definition.providers else None
         limit = definition.timeout
         if not definition.is_async:
             done, result = await call_in_thread(
@@ -193,8 +199,6 @@ class StepRunner:
             )
             if done:
                 return result
-        elif limit is None:
-            return await definition.call(call.owner, call.args, provided)
         else:
             with anyio.move_on_after(limit):
                 return await definition.call(call.owner, call.args, provided)
@@ -245,7 +249,10 @@ class StepRunner:
                 call.doubtful = True
             if delay is None:
                 self.record_error(start, call, ended - attempt_began, error, records)
-                raise error
+                try:
+                    raise error
+                finally:
+                    del error  # this frame, which the error holds now, must not hold the error
             failure = fit(describe_failure(error), self._host.max_payload, len(call.key))
             await saver.persist(self._pack("a", start, call, ended - attempt_began, delay, failure))
             self._log_retry(call, delay, error)
@@ -301,10 +308,11 @@ class StepRunner:
         Raises:
             EncodeError, PayloadTooLarge: it cannot be stored, so the step has failed.
         """
+        definition = call.definition
         try:
             value = pack(result)
         except UNENCODABLE as error:
-            if call.definition.result.type is Any:  # a compensation, whose result nobody reads
+            if definition.result.type is Any:  # a compensation, whose result nobody reads
                 return self.record_value(start, call, began, None, records, at)
             problem: Exception = EncodeError(
                 f"the result of step {call.key!r} cannot be stored: {error}; return msgspec types (Struct, "
@@ -312,24 +320,24 @@ class StepRunner:
             )
             problem.__cause__ = error
         else:
-            ended = perf_counter()
+            ended, host = perf_counter(), self._host
             if at is None:
-                at = self._host.epoch + ended
+                at = host.epoch + ended
                 if at < self.now:  # written by a process that reads the store's clock a little later
                     at = self.now
                 self.now = at
-            data = call.input
-            seen = data if len(data) <= 32 else digest(data)
-            kept = None if call.definition.compensation is None else data
+            seen = data = call.input
+            if len(data) > 32:
+                seen = digest(data)
+            kept = None if definition.compensation is None else data
             # The shape of StepEnded, as a tuple: it is the one record that every step pays for.
             record = pack(("s", start, call.key, seen, call.attempt, at, ended - began, value, kept))
-            limit = self._host.max_payload
+            limit = host.max_payload
             if limit is None or len(record) <= limit:
                 call.result = result
-                call.here = True
                 (self._journal.pending if records is None else records).append(record)
                 return value
-            if call.definition.result.type is Any and result is not None:
+            if definition.result.type is Any and result is not None:
                 return self.record_value(start, call, began, None, records, at)
             beside = "" if kept is None else ", with its input, which is kept for its compensation,"
             problem = too_large(len(record), limit, f"the result of step {call.key!r}{beside}")
@@ -351,6 +359,10 @@ class StepRunner:
             self._failure = (error, fit(failure, self._host.max_payload, len(step)))
         return self._failure[1]
 
+    def forget(self) -> None:
+        """Let go of the last failure, whose traceback holds this object."""
+        self._failure = None
+
     def _pack(self, tag: str, start: int, call: StepCall, *rest: Any) -> bytes:
         return pack((tag, start, call.key, digest(call.input), call.attempt, self.tick(), *rest))
 
@@ -364,8 +376,10 @@ class StepRunner:
 
     def tick(self) -> float:
         """Read the store's clock for a record, which is never older than the one before it."""
-        self.now = now = max(self.now, self._host.epoch + perf_counter())
-        return now
+        now = self._host.epoch + perf_counter()
+        if now > self.now:
+            self.now = now
+        return self.now
 
 
 class Transaction:

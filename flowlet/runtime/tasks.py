@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar, cast
 
 import anyio
 import anyio.lowlevel
@@ -114,8 +115,7 @@ def current_task_function() -> Callable[[], object]:
         return asyncio.current_task
     # Before 3.12 current_task is Python code that looks the loop up first; this is what it then does.
     tasks: Any = asyncio.tasks._current_tasks  # type: ignore[attr-defined]
-    loop = asyncio.get_running_loop()
-    return lambda: tasks.get(loop)
+    return partial(tasks.get, asyncio.get_running_loop())
 
 
 class Breaker(Protocol):
@@ -146,7 +146,7 @@ class Breaker(Protocol):
 
 def breaker_class() -> Callable[[], Breaker]:
     """Return what makes a `Breaker` on the running event loop."""
-    return _TrioBreaker if on_trio() else _AsyncioBreaker
+    return _TrioBreaker if on_trio() else partial(_AsyncioBreaker, cast("Any", current_task_function()))
 
 
 class _AsyncioBreaker:
@@ -154,14 +154,12 @@ class _AsyncioBreaker:
 
     __slots__ = ("_before", "_task", "is_cut")
 
-    def __enter__(self) -> Self:
-        import asyncio
-
-        task = asyncio.current_task()
-        assert task is not None
-        self._task = task
-        self._before = task.cancelling()
+    def __init__(self, current_task: Callable[[], asyncio.Task[Any]]) -> None:
+        self._task = current_task()
+        self._before = self._task.cancelling()
         self.is_cut = False
+
+    def __enter__(self) -> Self:
         return self
 
     def cut(self) -> None:
@@ -279,8 +277,9 @@ class _AsyncioTask:
         self._task.add_done_callback(self._finish)
 
     def _finish(self, task: asyncio.Task[None]) -> None:
-        if self._on_done is not None:
-            self._on_done(self)
+        on_done, self._on_done = self._on_done, None  # who is told may hold this task
+        if on_done is not None:
+            on_done(self)
         self.done.set()
 
     async def _run(self, main: Main, on_error: OnError) -> None:
@@ -323,8 +322,9 @@ class _TrioTask:
         except BaseException as error:
             on_error(error)  # anything that leaves a system task would take the whole program down
         finally:
-            if self._on_done is not None:
-                self._on_done(self)
+            on_done, self._on_done = self._on_done, None  # who is told may hold this task
+            if on_done is not None:
+                on_done(self)
             self.done.set()
 
     def cancel(self) -> None:
