@@ -90,9 +90,9 @@ def next_due(running: Running) -> float | None:
 
 
 def first_due(running: Running, now: float) -> str | None:
-    """Return the key of the one that is due, of several the earliest."""
-    ready = [(due.at, key) for key, due in running.items() if due.at <= now and not due.under_way]
-    return min(ready)[1] if ready else None
+    """Return the key of the one that is due, of several the earliest; of those for one time, the one set first."""
+    ready = [key for key, due in running.items() if due.at <= now and not due.under_way]
+    return min(ready, key=lambda key: running[key].at, default=None)
 
 
 def begun(running: Running, key: str) -> Running:
