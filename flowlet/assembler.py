@@ -71,7 +71,10 @@ class Assembler(ABC):
             name: the definition's name, the class's own by default.
             version: of the definition; recorded histories say which one wrote them.
             on_conflict: what a transition does when another process was faster; see `transition`.
-            allow: doubtful charts to let pass: ``"dead_end"``, ``"unreachable"``, ``"shadowed"``.
+            allow: doubtful charts to let pass: ``"dead_end"``, ``"unreachable"``, ``"shadowed"``, ``"conflict"`` (two
+                regions want to leave their common state on one event), ``"cycle"`` (transitions without event and guard
+                lead back to where they come from), ``"no_initial"`` (a state's first child is its initial one),
+                ``"no_final"`` (no path to a final state).
             migrate: ``{1: fn}`` turns the data of records of version 1 into that of version 2.
 
         Raises:

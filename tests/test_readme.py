@@ -54,10 +54,14 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_readme(capsys: pytest.CaptureFixture[str]) -> None:
-    assert evaluate(PAGES.parse(ROOT / "README.md")) == 1
+    shop, parcel = PAGES.parse(ROOT / "README.md").examples()
+    shop.evaluate()
     assert capsys.readouterr().out == "charging for o-42\npayment of 120 for o-42\n"
-    evaluate(PAGES.parse(ROOT / "README.md"))
+    shop.evaluate()
     assert capsys.readouterr().out == "payment of 120 for o-42\n"
+    parcel.evaluate()
+    travelling = "Travelling Travelling.Goods Travelling.Goods.Moving Travelling.Papers Travelling.Papers.Open"
+    assert capsys.readouterr().out == f"{travelling}\nDelivered\n"
 
 
 @pytest.mark.parametrize("module", modules_with_examples())

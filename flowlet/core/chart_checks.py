@@ -231,9 +231,8 @@ def check_cycles(cls: type, reach: Reach, faults: Faults) -> None:
     leads: dict[int, int] = {}
     for candidate, arrow in free.items():
         if not arrow.targets:
-            faults.add(
-                cls, f"transition {candidate.title()} would be taken for ever; give it a guard, or allow={{'cycle'}}"
-            )
+            what = f"transition {candidate.title()} would be taken for ever"
+            faults.add(cls, f'{what}; give it a guard, or allow={{"cycle"}}')
             continue
         entered = entered_by(tree, arrow)
         leads[arrow.source] = leads.get(arrow.source, 0) | _union(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import assert_type
 
 from flowlet import (
@@ -18,6 +19,7 @@ from flowlet import (
     not_,
     raise_event,
     state,
+    states_of,
     transition,
 )
 
@@ -51,7 +53,11 @@ class Order:
     async def confirm(self, by: str) -> str:
         raise_event(self.ship)
         raise_event(self.confirm, by="ann")
-        raise_event(self.confirm, by=1)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+        raise_event(self.confirm, by="ann", after=1.5)
+        raise_event(self, "confirm", by="ann")
+        raise_event(self, "confirm", by="ann", after=timedelta(days=1))
+        raise_event(self, 3)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
+        raise_event(self.confirm, by=1)  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]
         return by
 
     @transition(Confirmed, Shipped, guard=all_of("is_large", any_of(is_large, not_(lambda order: order.total > 9))))
@@ -121,3 +127,40 @@ async def machines_on_a_store() -> None:
 
 @flow.machine(initial="Off")  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportUntypedClassDecorator]
 class Unknown: ...
+
+
+@flow.machine(allow={"dead_end"})
+class Player:
+    @state(initial=True)
+    class Off: ...
+
+    @state(parallel=True)
+    class On:
+        @state(default="On.Sound.Loud")
+        class Sound:
+            @state(history="deep")
+            class Last: ...
+
+            @state
+            class Loud: ...
+
+        @state(invoke="watch")
+        class Picture: ...
+
+    async def watch(self) -> int:
+        return 1
+
+    @transition(Off, [On.Sound.Loud, On.Picture])
+    async def on(self) -> None: ...
+
+    @transition(On, Off, after=timedelta(hours=3))
+    @transition(On.Picture, Off, done=True)
+    async def off(self) -> None: ...
+
+    @transition(On, On.Sound.Last, internal=True)
+    async def again(self) -> None: ...
+
+
+async def states(player: Player) -> None:
+    assert_type(states_of(player), tuple[str, ...])
+    assert_type(await flow.verify(Player, "p-1"), int)
