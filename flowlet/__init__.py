@@ -11,7 +11,7 @@ from flowlet.core.machine import Transition
 from flowlet.core.marks import compensate, guard, state, step, transition
 from flowlet.core.retry import Retry
 from flowlet.core.run import Run, current_run, gather
-from flowlet.registry import Registry
+from flowlet.registry import Registry, describe
 from flowlet.runtime.machine_questions import available_events, can, fire, in_state, raise_event, states_of
 
 __version__ = "0.1.0"
@@ -28,6 +28,7 @@ __all__ = [
     "can",
     "compensate",
     "current_run",
+    "describe",
     "fire",
     "gather",
     "guard",

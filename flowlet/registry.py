@@ -18,10 +18,10 @@ from flowlet.core.annotations import Parameter
 from flowlet.core.assembly import build_function
 from flowlet.core.definitions import ASSEMBLED, RunDefinition
 from flowlet.core.machine import MachineDefinition
-from flowlet.core.registry import BaseRegistry
+from flowlet.core.registry import BaseRegistry, definition_of
 from flowlet.core.run import Run, host_of, make_caller
 from flowlet.core.steps import StepDefinition
-from flowlet.errors import FlowletError
+from flowlet.errors import DefinitionError, FlowletError
 from flowlet.runtime.machine_install import install_machine
 from flowlet.runtime.machine_works import make_body, options, run_name
 from flowlet.runtime.runs import Runs
@@ -112,6 +112,36 @@ class Registry(BaseRegistry, Assembler):
             caller.__signature__ = definition.starter.signature  # type: ignore[attr-defined]
         setattr(caller, ASSEMBLED, definition)
         return caller
+
+
+def describe(thing: Any, /) -> dict[str, Any]:
+    """Return an assembled definition as plain data that JSON can hold: its states and transitions, or its steps.
+
+    Args:
+        thing: a machine's class or object, or an assembled saga or pipeline.
+
+    Raises:
+        DefinitionError: it has not been assembled.
+
+    Example:
+        >>> from flowlet import Registry, describe, state, transition
+        >>> registry = Registry()
+        >>> @registry.machine
+        ... class Parcel:
+        ...     @state(initial=True)
+        ...     class Packed: ...
+        ...     @state(final=True)
+        ...     class Sent: ...
+        ...     @transition(Packed, Sent)
+        ...     async def send(self) -> None: ...
+        >>> [(t["event"], t["source"], t["targets"]) for t in describe(Parcel)["transitions"]]
+        [('send', 'Packed', ['Sent'])]
+    """
+    found = definition_of(thing) or definition_of(type(thing))
+    if found is None:
+        raise DefinitionError([f"{thing!r} is no machine, saga or pipeline; assemble it with a Flowlet or a Registry"])
+    exported: dict[str, Any] = found.export()
+    return exported
 
 
 def _bind_class(cls: type, definition: RunDefinition) -> type:

@@ -61,6 +61,12 @@ class Configuration:
             self.names, self.final, self._home, state=self.state, active=self.active, memory=self.memory, fresh=True
         )
 
+    def unsettled(self) -> Configuration:
+        """Return the same for a machine that is in the middle of something."""
+        return Configuration(
+            self.names, self.final, self._home, state=self.state, active=self.active, memory=self.memory
+        )
+
     # Identity is equality, so copies of a machine share it and a pickled one finds it again.
     def __copy__(self) -> Configuration:
         return self

@@ -81,7 +81,13 @@ class Choice:
 
 
 class Table:
-    """What one event (or one trigger method) can do in each configuration."""
+    """What one event (or one trigger method) can do in each configuration.
+
+    Attributes:
+        listener: hears of the configurations in which there is only one plan, as they are found.
+    """
+
+    listener: Callable[[Configuration, tuple[Plan, ...]], None] | None = None
 
     def __init__(self, chart: Statechart, moves: Sequence[Move]) -> None:
         self._chart = chart
@@ -89,10 +95,10 @@ class Table:
         for move in moves:
             self._at.setdefault(move.arrow.source, []).append(move)
         self._sources = sum(1 << number for number in self._at)
-        self._known: dict[Configuration, Choice | None] = {}
+        self._known: dict[Configuration, Choice | tuple[Plan] | None] = {}
 
     def get(self, configuration: Configuration, default: Any = ()) -> Any:
-        """Return the `Choice` there is in a configuration, or the default."""
+        """Return what can be done in a configuration: a `Choice`, the only `Plan` there is, or the default."""
         found = self._known.get(configuration, self)
         if found is self:
             found = self._known[configuration] = self._choice(configuration)
@@ -106,7 +112,7 @@ class Table:
         configurations, nodes = self._chart.configurations, self._chart.tree.nodes
         return (Configuration((nodes[n].name or "*",), False, configurations.home) for n in self._at)
 
-    def _choice(self, configuration: Configuration) -> Choice | None:
+    def _choice(self, configuration: Configuration) -> Choice | tuple[Plan] | None:
         if configuration.final or not configuration.active & self._sources:
             return None
         nodes = self._chart.tree.nodes
@@ -114,7 +120,15 @@ class Table:
             tuple(move for number in (leaf, *nodes[leaf].ancestors) for move in self._at.get(number, ()))
             for leaf in self._chart.tree.leaves(configuration.active)
         ]
-        return Choice(self._chart, configuration, tuple(levels))
+        choice = Choice(self._chart, configuration, tuple(levels))
+        only, *others = dict.fromkeys(choice)
+        if others or only.candidate.automatic:
+            return choice
+        plan = choice.plan((only,))
+        plans = (msgspec.structs.replace(plan, gate=only.gate, checks=only.checks, asks=only.asks),)
+        if self.listener is not None and not configuration.fresh:
+            self.listener(configuration, plans)
+        return plans
 
 
 class Statechart:
@@ -186,7 +200,7 @@ class Statechart:
             exclusive=any(m.exclusive for m in moves),
             retry=any(m.retry for m in moves),
             asks=False,
-            waits=True,
+            waits=any(c.awaits for c in callbacks) or any(g.awaits for m in moves for g in _guards(m)),
             plain=all(c.alone or c.passes for c in callbacks) and not any(m.parameters.provided for m in moves),
             more=tuple(acts[1:]),
             automatic=first.candidate.automatic,
@@ -274,8 +288,8 @@ class Statechart:
         if any(m.candidate.cause == "eventless" for m in moves):  # of several regions, the first one's name is recorded
             moves += [m for m in self.moves if m.candidate.cause == "eventless" and m not in moves]
         choice = Table(self, moves).get(here, None)
-        if choice is None:
-            return False
+        if not isinstance(choice, Choice):
+            return choice is not None and target in self._ends(choice[0])
         options = [(None, *level) for level in choice.levels]
         for place, chosen in enumerate(product(*options)):
             if place > MOST_WAYS:
@@ -288,6 +302,10 @@ class Statechart:
     def _ends(self, plan: Plan) -> set[str]:
         rescues = [plan.rescue, *(act.rescue for act in plan.more)]
         return {plan.target.state, *(r.target.state for r in rescues if r is not None)}
+
+
+def _guards(move: Move) -> Iterator[Check]:
+    return (check for check in (move.gate, *move.checks) if check is not None)
 
 
 def arrow_of(candidate: Candidate, targets: Sequence[Any]) -> Arrow:

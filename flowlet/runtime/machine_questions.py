@@ -224,7 +224,7 @@ def states_of(machine: object, /) -> tuple[str, ...]:
 def _started(machine: Any) -> Configuration:
     """Return the configuration a machine is in, or will start in."""
     here: Configuration = machine._flowlet_state
-    return definition_of(machine).start.target if here.fresh else here
+    return definition_of(machine).configurations.of(here.active, here.memory)
 
 
 def _configuration(machine: Any) -> Configuration:

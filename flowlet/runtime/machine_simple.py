@@ -7,6 +7,7 @@ unusual on the way (an event was raised, somebody queues, the store fails) goes 
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Final, TypeAlias
 
 import msgspec
@@ -21,6 +22,7 @@ from flowlet.core.machine import MachineDefinition
 from flowlet.core.machine_data import DataShape, Snapshot
 from flowlet.core.machine_members import effects
 from flowlet.core.machine_records import Moved
+from flowlet.core.statechart import Table
 from flowlet.errors import TransitionNotAllowed
 from flowlet.runtime.machine_bond import EVERY, Bond
 from flowlet.runtime.machine_driver import drain, finish, hook_failure
@@ -52,30 +54,36 @@ _UNREAD: Final = object()
 
 
 def simplify(definition: MachineDefinition, table: Plans) -> Ways:
-    """Boil down those plans of a trigger that are simple."""
+    """Boil down those plans of a trigger that are simple; of nested states, as they are found."""
     ways = Ways({}, {}, {})
-    if definition.chart is not None:
-        return ways
-    for configuration in table:
-        plans = table.get(configuration)
-        if not _is_simple(plans):
-            continue
-        (plan,) = plans
-        way = _boil(definition, plan)
-        if plan.waits:
-            ways.waiting[configuration] = way
-            continue
-        ways.quick[configuration] = way
-        if not (plan.exclusive or plan.retry or plan.target.final):
-            names = (plan.event, configuration.state, plan.target.state)
-            ways.stored[configuration] = (plan, way, _may_change_data(definition, plan), *names, definition.data)
+    if isinstance(table, Table):
+        table.listener = partial(_add, definition, ways)
+    else:
+        for configuration in table:
+            _add(definition, ways, configuration, table.get(configuration))
     return ways
+
+
+def _add(definition: MachineDefinition, ways: Ways, configuration: Configuration, plans: tuple[Plan, ...]) -> None:
+    if not _is_simple(plans):
+        return
+    (plan,) = plans
+    way = _boil(definition, plan)
+    if plan.waits:
+        ways.waiting[configuration] = way
+        return
+    ways.quick[configuration] = way
+    if not (plan.exclusive or plan.retry or plan.target.final or configuration.memory != plan.target.memory):
+        names = (plan.event, configuration.state, plan.target.state)
+        ways.stored[configuration] = (plan, way, _may_change_data(definition, plan), *names, definition.data)
 
 
 def _is_simple(plans: tuple[Plan, ...]) -> bool:
     (plan, *others) = plans
     checks = [c for c in (plan.gate, *plan.checks) if c is not None]
     if others or not plan.plain or plan.exits or plan.rescue is not None:
+        return False
+    if plan.more or plan.landing.times or plan.landing.done or plan.target.restless:
         return False
     if len(checks) > 1 or len(plan.enters) > 1 or any(c.leaf is None or not c.leaf.alone for c in checks):
         return False

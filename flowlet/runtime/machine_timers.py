@@ -181,6 +181,7 @@ def loose_timers(machine: Any) -> LooseTimers:
 def leave_off(machine: Any, turn: Turn) -> None:
     """Keep what a cancelled caller leaves to be done, for the next event."""
     loose_timers(machine).left = deque(turn.raised or ())
+    machine._flowlet_state = machine._flowlet_state.unsettled()  # which no quick way knows
 
 
 def take_up(machine: Any, turn: Turn) -> bool:
@@ -189,6 +190,8 @@ def take_up(machine: Any, turn: Turn) -> bool:
     if timers is None or timers.left is None:
         return False
     turn.raised, timers.left = timers.left, None
+    here, definition = machine._flowlet_state, getattr(type(machine), DEFINITION)
+    machine._flowlet_state = definition.configurations.of(here.active, here.memory)
     return True
 
 

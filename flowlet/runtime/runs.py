@@ -194,15 +194,15 @@ class Runs(StoredRuns):
         execution, started, given = created
         await execution.run_here(given, (started,))
         error, value = execution.error, execution.value
+        if error is None:
+            assert value is not None
+            return definition.starter.decode(value)
         if isinstance(error, (Conflict, LeaseLost)):
             return await self.result(execution.journal.id, definition)
-        if error is not None:
-            try:
-                raise error
-            finally:  # what is raised holds this frame, which must not hold what holds it
-                del execution, created, error
-        assert value is not None
-        return definition.starter.decode(value)
+        try:
+            raise error
+        finally:  # what is raised holds this frame, which must not hold what holds it
+            del execution, created, error
 
     async def execute_child(
         self,
@@ -276,7 +276,8 @@ class Runs(StoredRuns):
         self.live[id] = execution
         if self.log.active:
             self.log.info("run.started", run_id=id, definition=started.definition)
-        self._keep_to(execution, started)
+        if started.deadline is not None:
+            self._keep_to(execution, started)
         return execution
 
     def _keep_to(self, execution: Execution, started: Started) -> None:
