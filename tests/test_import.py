@@ -42,7 +42,7 @@ def test_import_loads_neither_extras_nor_what_is_needed_later() -> None:
 def test_import_takes_no_noticeable_time() -> None:
     # A sanity bound for a loaded machine; tests/benchmarks is where time is measured.
     seconds = [probe()["seconds"] for _ in range(3)]
-    assert min(s for s in seconds if isinstance(s, float)) < 1.0
+    assert min(s for s in seconds if isinstance(s, float)) < 2.0
 
 
 def test_every_public_name_exists_and_nothing_else_is_promised() -> None:

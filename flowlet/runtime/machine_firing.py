@@ -17,10 +17,12 @@ from flowlet.errors import Conflict, HookFailed, StoreUnavailable
 from flowlet.runtime.logs import Log
 from flowlet.runtime.machine_bond import Bond
 from flowlet.runtime.machine_driver import begin, choose, continue_raised, follow, settle
-from flowlet.runtime.machine_office import Busy
 from flowlet.runtime.machine_timers import TIMERS, Due, LooseTimers, begun, first_due, without
 from flowlet.runtime.machine_works import INVOKE, REVOKE, LooseWork, Outcome
 from flowlet.runtime.turns import Turn, leave, take
+
+AGAIN = 1.0
+"""Seconds after which what could not be handled rings again."""
 
 
 async def fire_due(machine: Any) -> None:
@@ -95,9 +97,9 @@ async def fire_stored(machine: Any, *, claimed: bool = False) -> None:
             await bond.settle(machine, turn)
         if is_begun:
             await bond.forget_wake()
-    except BaseException as error:
+    except BaseException:
         bond.stale = True
-        pause = 1.0 if isinstance(error, Busy) else 0.0
+        pause = AGAIN
         raise
     finally:
         if bond.leased:

@@ -80,6 +80,7 @@ class Machines:
         )
         self.runs: Runs | None = None
         self._alarms = Alarms(now, self._ring, self._broke)
+        self._closing = False
         self._timed: dict[str, MachineDefinition] = {}
         self._tasks: set[Task] = set()
         self._prefix = secrets.token_hex(4)
@@ -318,7 +319,7 @@ class Machines:
 
     # What is due --------------------------------------------------------------------------------
     def _alarm(self, id: str, definition: MachineDefinition, at: float | None) -> None:
-        if at is None:
+        if at is None or self._closing:
             self._timed.pop(id, None)
             self._alarms.drop(id)
         else:
@@ -327,7 +328,7 @@ class Machines:
 
     def _ring(self, id: str) -> None:
         definition = self._timed.pop(id, None)
-        if definition is not None:
+        if definition is not None and not self._closing:
             self._spawn(partial(self.look_after, definition, id))
 
     def _spawn(self, main: Callable[[], Awaitable[None]]) -> None:
@@ -335,7 +336,7 @@ class Machines:
 
     def adopt(self, head: Head) -> None:
         """Handle what is due of a machine that this process has just claimed."""
-        definition = None if self._find is None else self._find(head.definition)
+        definition = None if self._find is None or self._closing else self._find(head.definition)
         if definition is not None:
             self._tasks.add(
                 spawn(partial(self.look_after, definition, head.id, claimed=True), self._broke, self._tasks.discard)
@@ -388,7 +389,8 @@ class Machines:
         self._office.log.error("machine.timer_failed", error=repr(error))
 
     async def close(self) -> None:
-        """Handle nothing more that is due."""
+        """Handle nothing more that is due: it waits for whoever comes next."""
+        self._closing = True
         self._alarms.stop()
         for task in list(self._tasks):
             task.cancel()
