@@ -59,9 +59,9 @@ def diagram(thing: object, /, *, active: str | Iterable[StateRef] | None = None)
         ...     async def push(self) -> None: ...
         >>> print(diagram(Door, active=[Door.Closed]), end="")
         stateDiagram-v2
+            [*] --> Closed
             Closed
             Open
-            [*] --> Closed
             Open --> [*]
             Closed --> Open : push
             classDef active fill:#fde68a,stroke:#b45309,stroke-width:3px

@@ -49,8 +49,9 @@ def _title(lines: Iterable[str]) -> str:
 class _Chart:
     """A chart on its way to text.
 
-    Mermaid puts a state where it is named first, and moves it into a box in which an arrow to it is written. So states
-    are declared before any arrow, and an arrow is written inside a box only if both its ends are just there.
+    Mermaid moves a state into a box in which an arrow to it is written, so an arrow is written inside a box only if both
+    its ends are just there. And it ends an arrow to a box at the first vertex inside that is no box; its layout fails if
+    that lies deep, so the initial pseudo-state comes first, also in a region that has none because it is parallel.
     """
 
     def __init__(self, picture: Picture) -> None:
@@ -69,8 +70,8 @@ class _Chart:
 
     def write(self) -> list[str]:
         picture = self._picture
-        body = [line for vertex in picture.vertices for line in self._declare(vertex)]
-        body += self._enter(None, picture.entry)
+        body = [*self._enter(None, picture.entry)]
+        body += [line for vertex in picture.vertices for line in self._declare(vertex)]
         body += [f"{v.id} --> {_END}" for v in picture.vertices if v.shape == "final"]
         body += [_arrow(edge) for edge in self._outer]
         return ["stateDiagram-v2", *(_INDENT + line for line in body)]
@@ -89,11 +90,14 @@ class _Chart:
         yield "}"
 
     def _inside(self, vertex: Vertex) -> Iterator[str]:
-        for number, child in enumerate(vertex.children):
-            if number and vertex.shape == "parallel":
-                yield "--"
-            yield from self._declare(child)
         yield from self._enter(vertex.id, vertex.entry)
+        for number, child in enumerate(vertex.children):
+            if vertex.shape == "parallel":
+                if number:
+                    yield "--"
+                if child.shape == "parallel" and child.children:
+                    yield f"{_START} --> {child.id}"
+            yield from self._declare(child)
         yield from (f"{child.id} --> {_END}" for child in vertex.children if child.shape == "final")
         yield from (_arrow(edge) for edge in self._inner.get(vertex.id, ()))
 

@@ -16,7 +16,9 @@ from flowlet.core.machine import MachineDefinition
 from flowlet.errors import Conflict, HookFailed, StoreUnavailable
 from flowlet.runtime.logs import Log
 from flowlet.runtime.machine_bond import Bond
-from flowlet.runtime.machine_driver import begin, choose, continue_raised, follow, settle
+from flowlet.runtime.machine_choice import choose
+from flowlet.runtime.machine_driver import begin, continue_raised, settle
+from flowlet.runtime.machine_step import follow
 from flowlet.runtime.machine_timers import TIMERS, Due, LooseTimers, begun, first_due, without
 from flowlet.runtime.machine_works import INVOKE, REVOKE, LooseWork, Outcome
 from flowlet.runtime.turns import Turn, leave, take

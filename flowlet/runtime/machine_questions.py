@@ -20,7 +20,8 @@ from flowlet.core.retry import Seconds, seconds
 from flowlet.core.run import InsideEvent
 from flowlet.errors import MachineError
 from flowlet.runtime.machine_bond import Bond
-from flowlet.runtime.machine_driver import choose, handle
+from flowlet.runtime.machine_choice import choose
+from flowlet.runtime.machine_driver import handle
 from flowlet.runtime.machine_install import TURN, definition_of, has_room_for_timers
 from flowlet.runtime.machine_trigger import EVENT, EventRef
 from flowlet.runtime.turns import BUSY, Raised, Turn, is_inside, leave, open_turn, take

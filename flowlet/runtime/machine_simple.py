@@ -25,7 +25,8 @@ from flowlet.core.machine_records import Moved
 from flowlet.core.statechart import Table
 from flowlet.errors import TransitionNotAllowed
 from flowlet.runtime.machine_bond import EVERY, Bond
-from flowlet.runtime.machine_driver import drain, finish, hook_failure
+from flowlet.runtime.machine_driver import drain, finish
+from flowlet.runtime.machine_step import hook_failure
 from flowlet.runtime.turns import BUSY, Turn, enter_turn, leave, open_turn
 from flowlet.store import Write
 
@@ -186,7 +187,7 @@ async def _drain(machine: Any, turn: Turn, error: BaseException | None) -> None:
 async def move_stored(machine: Any, bond: Bond, way: Stored, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Make a simple transition of a machine with a store that is idle, up to date and not inside of a run.
 
-    Up to the hook this is `flowlet.runtime.machine_driver.follow` with `Bond.commit`.
+    Up to the hook this is `flowlet.runtime.machine_step.follow` with `Bond.commit`.
     """
     plan, simple, changes, event, left, reached, shape = way
     guard, guard_is_async, guard_name, action, target, enter, enter_is_async, snapshot, read = simple

@@ -19,8 +19,9 @@ from flowlet.core.machine import MachineDefinition
 from flowlet.core.marks import TRANSITIONS, TRIGGER, is_automatic
 from flowlet.errors import MachineError
 from flowlet.runtime.machine_bond import Bond
-from flowlet.runtime.machine_driver import act_for_heir, drain, handle, hook_failure
+from flowlet.runtime.machine_driver import drain, handle
 from flowlet.runtime.machine_simple import Ways, judge, move_stored, move_waiting, simplify
+from flowlet.runtime.machine_step import act_for_heir, hook_failure
 from flowlet.runtime.turns import BUSY, Turn, depart, leave
 
 EVENT = "__flowlet_event__"
@@ -70,7 +71,7 @@ def _automatic(method: str) -> Callable[..., Any]:
 
 
 # The two functions below are the same but for the arguments, whose handing on would cost the first a third
-# of its time. Their order of things is that of `machine_driver.follow`. Nothing in them waits, so nobody
+# of its time. Their order of things is that of `machine_step.follow`. Nothing in them waits, so nobody
 # else runs before the turn is over, and a failure before the commit may simply end it.
 def _alone(definition: MachineDefinition, table: Plans, ways: Ways, event: str, method: str) -> Callable[..., Any]:
     find, find_waiting, find_stored = ways.quick.get, ways.waiting.get, ways.stored.get
