@@ -49,9 +49,10 @@ def _title(lines: Iterable[str]) -> str:
 class _Chart:
     """A chart on its way to text.
 
-    Mermaid moves a state into a box in which an arrow to it is written, so an arrow is written inside a box only if both
-    its ends are just there. And it ends an arrow to a box at the first vertex inside that is no box; its layout fails if
-    that lies deep, so the initial pseudo-state comes first, also in a region that has none because it is parallel.
+    Mermaid moves a state into a box in which an arrow to it is written, so an arrow is written inside a box only if
+    both its ends are just there. And it ends an arrow to a box at the first vertex inside that is no box; its layout
+    tends to fail if that lies deep (mermaid-js/mermaid#4052), so the initial pseudo-state comes first, also in a region
+    that has none of its own since it is parallel.
     """
 
     def __init__(self, picture: Picture) -> None:

@@ -24,7 +24,7 @@ from flowlet.core.sizes import check_size
 from flowlet.errors import Conflict, DecodeError, EncodeError, HookFailed, RunNotFound, StoreUnavailable
 from flowlet.runtime.machine_office import ACTIVE, FINAL, KIND, Busy, Office
 from flowlet.runtime.machine_timers import Due, Running, after, begun, next_due, pending, recorded, without
-from flowlet.runtime.machine_works import REVOKE, entry
+from flowlet.runtime.machine_works import REVOKE, entry, is_inside_run
 from flowlet.runtime.turns import NO_ARGUMENTS, Raised, Turn
 from flowlet.store import UNCHANGED, Claims, New, Stored, Unchanged, Write
 
@@ -286,7 +286,7 @@ class Bond:
 
     def _begun(self, machine: Any, state: str) -> Raised:
         """Describe the work that a state invokes; its run has an id of its own each time the state is entered."""
-        return entry(machine, self.definition.works[state], f"{self.id}/{state}/{self.version + 1}")
+        return entry(machine, self.definition.works[state], f"{self.id}/{state}/{self.version + 1}", stored=True)
 
     async def begin_work(self, key: str) -> None:
         """Start the run of what a state invokes, or find it."""
@@ -307,7 +307,8 @@ class Bond:
     async def revoke(self) -> None:
         """Cancel the runs of states that were left. What cannot be now is done when its timer rings."""
         for key, due in list(self.timers.items()):
-            if key.startswith(REVOKE) and due.raised is not None:
+            # A run that leaves its own state is to see the event to its end.
+            if key.startswith(REVOKE) and due.raised is not None and not is_inside_run(due.raised.event):
                 try:
                     await self.office.cancel_work(due.raised.event)
                 except StoreUnavailable:

@@ -10,6 +10,7 @@ from collections import deque
 from typing import Any
 
 from flowlet.core.chart import Plan, Plans
+from flowlet.core.configurations import DEFINITION
 from flowlet.core.current import run_context
 from flowlet.core.machine import MachineDefinition
 from flowlet.core.run import InsideEvent
@@ -18,7 +19,7 @@ from flowlet.runtime.machine_bond import Bond
 from flowlet.runtime.machine_choice import Happening, choose, not_allowed
 from flowlet.runtime.machine_step import follow, run_enter_hooks
 from flowlet.runtime.machine_timers import advance, leave_off, take_up
-from flowlet.runtime.turns import Raised, Turn, leave, open_turn, wait
+from flowlet.runtime.turns import Raised, Turn, leave, open_turn, take, wait
 
 LONGEST = 10_000
 """Events that callbacks may raise in one turn before it is taken for an endless loop."""
@@ -101,11 +102,25 @@ async def begin(machine: Any, bond: Bond | None, turn: Turn, definition: Machine
     if bond is None and landing.times:
         advance(machine, turn, landing)
     try:
-        await run_enter_hooks(machine, turn, landing, (), {}, Happening(bond, None))
+        await run_enter_hooks(machine, bond, turn, landing, (), {}, Happening(bond, None))
     except HookFailed:
         await settle(machine, bond, turn, definition)
         raise
     await settle(machine, bond, turn, definition)
+
+
+async def start(machine: Any) -> None:
+    """Start a machine that has not been started; a stored one has."""
+    if type(machine._flowlet_turn) is Bond:
+        return
+    turn = await take(machine, "the start")
+    if turn is None:
+        return  # it has got a store meanwhile
+    try:
+        if machine._flowlet_state.fresh:
+            await begin(machine, None, turn, getattr(type(machine), DEFINITION))
+    finally:
+        leave(machine, turn)
 
 
 async def settle(machine: Any, bond: Bond | None, turn: Turn, definition: MachineDefinition) -> None:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import time
 from typing import Any
 
+import anyio
+
 from flowlet.core.chart import Plan
 from flowlet.core.configurations import DEFINITION
 from flowlet.core.current import run_context
@@ -18,10 +20,14 @@ from flowlet.runtime.logs import Log
 from flowlet.runtime.machine_bond import Bond
 from flowlet.runtime.machine_choice import choose
 from flowlet.runtime.machine_driver import begin, continue_raised, settle
+from flowlet.runtime.machine_office import Busy
 from flowlet.runtime.machine_step import follow
 from flowlet.runtime.machine_timers import TIMERS, Due, LooseTimers, begun, first_due, without
 from flowlet.runtime.machine_works import INVOKE, REVOKE, LooseWork, Outcome
 from flowlet.runtime.turns import Turn, leave, take
+
+_PATIENCE = 0.02
+"""Seconds between two looks whether another process is through."""
 
 AGAIN = 1.0
 """Seconds after which what could not be handled rings again."""
@@ -144,6 +150,8 @@ async def tell_stored(machine: Any, id: str, outcome: Outcome) -> None:
         while True:
             if bond.stale:
                 await bond.refresh(machine)
+            if bond.raised and not await _is_through(machine, bond, turn):
+                continue
             key = next((k for k, d in bond.timers.items() if k.startswith(INVOKE) and _is_of(d, id)), None)
             if key is None:
                 return
@@ -159,6 +167,9 @@ async def tell_stored(machine: Any, id: str, outcome: Outcome) -> None:
                 raise
             except Exception as error:
                 bond.log_timer_failed(key, error)
+                if bond.stale:
+                    await bond.refresh(machine)
+                    bond.timers = without(bond.timers, key)
             if not bond.stale:
                 await bond.settle(machine, turn)
                 return
@@ -170,6 +181,17 @@ async def tell_stored(machine: Any, id: str, outcome: Outcome) -> None:
         if bond.leased:
             await bond.give_back()
         leave(bond, turn)
+
+
+async def _is_through(machine: Any, bond: Bond, turn: Turn) -> bool:
+    """See to it that what an event has raised is handled first, by this process or the one that is at it."""
+    try:
+        await continue_raised(machine, bond, turn)
+    except Busy:
+        await anyio.sleep(_PATIENCE)
+        bond.stale = True
+        return False
+    return not bond.stale
 
 
 def _is_of(due: Due, id: str) -> bool:

@@ -21,7 +21,7 @@ from flowlet.core.run import InsideEvent
 from flowlet.errors import MachineError
 from flowlet.runtime.machine_bond import Bond
 from flowlet.runtime.machine_choice import choose
-from flowlet.runtime.machine_driver import handle
+from flowlet.runtime.machine_driver import handle, start
 from flowlet.runtime.machine_install import TURN, definition_of, has_room_for_timers
 from flowlet.runtime.machine_trigger import EVENT, EventRef
 from flowlet.runtime.turns import BUSY, Raised, Turn, is_inside, leave, open_turn, take
@@ -161,8 +161,12 @@ def _trigger(event: Any, name: str) -> tuple[Any, EventRef]:
     return machine, ref
 
 
-async def fire(machine: object, event: str, /, *args: Any, **kwargs: Any) -> Any:
+async def fire(machine: object, event: str | None = None, /, *args: Any, **kwargs: Any) -> Any:
     """Fire an event by its name, trying all methods that serve it, in the order of the class.
+
+    Args:
+        event: None only starts the machine, which otherwise its first event does, or `Flowlet.create`: the enter hooks
+            of its initial states run, and what follows by itself.
 
     Returns:
         What the chosen method returns.
@@ -172,6 +176,8 @@ async def fire(machine: object, event: str, /, *args: Any, **kwargs: Any) -> Any
         TransitionNotAllowed: no transition for the event leaves the state, or a guard refused.
     """
     definition = definition_of(machine)
+    if event is None:
+        return await start(machine)
     return await handle(machine, definition, definition.event(event), event, args, kwargs)
 
 

@@ -63,39 +63,41 @@ async def follow(
             if landing.exits:
                 await run_hooks(landing.exits, machine, args, kwargs, happening, committed=False)
         if bond is None:
-            machine._flowlet_state = landing.target
             if landing.times or turn.delayed:
                 advance(machine, turn, landing)
-                if landing.ends:
-                    await end_works(machine, landing.ends)
+            machine._flowlet_state = landing.target
         else:
             await bond.commit(machine, turn, plan, landing, args, kwargs, key, result)
-            if landing.ends:
-                await bond.revoke()
     except BaseException:
         snapshot.restore(machine, taken)
         _cut(turn, mark)
         if bond is not None:
             bond.doubt()
         raise
-    if landing.enters:
+    if landing.enters or landing.ends:
         if happening is not None:
             happening.commit()
-        await run_enter_hooks(machine, turn, landing, args, kwargs, happening)
+        await run_enter_hooks(machine, bond, turn, landing, args, kwargs, happening)
     return result
 
 
 async def run_enter_hooks(
     machine: Any,
+    bond: Bond | None,
     turn: Turn,
     landing: Landing,
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
     happening: Happening | None,
 ) -> None:
-    """Run enter hooks; one that fails does not keep back what is done by the transition, which is committed."""
+    """End the work of states that were left, and run enter hooks.
+
+    One that fails does not keep back what is done by the transition, which is committed.
+    """
     mark = _mark(turn)[0]
     try:
+        if landing.ends:
+            await (end_works(machine, landing.ends) if bond is None else bond.revoke())
         await run_hooks(landing.enters, machine, args, kwargs, happening, committed=True)
     except BaseException:
         said = [item.event for item in list(turn.raised or ())[mark:]]

@@ -200,7 +200,7 @@ def advance(machine: Any, turn: Turn, landing: Landing | None) -> None:
     timers = loose_timers(machine)
     works = getattr(type(machine), DEFINITION).works
     now = time.monotonic()
-    running = after(timers.running, landing, turn, now, lambda name: entry(machine, works[name], name))
+    running = after(timers.running, landing, turn, now, lambda name: entry(machine, works[name], name, stored=False))
     running = {key: due for key, due in running.items() if not key.startswith(REVOKE)}
     if running != timers.running:
         timers.set(running)

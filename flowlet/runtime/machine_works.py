@@ -23,7 +23,7 @@ from flowlet.core.machine_works import Work
 from flowlet.core.marks import step
 from flowlet.core.run import Run
 from flowlet.runtime.tasks import Task, spawn
-from flowlet.runtime.turns import Raised
+from flowlet.runtime.turns import Raised, leave, take
 
 if TYPE_CHECKING:
     pass
@@ -38,10 +38,11 @@ Outcome: TypeAlias = tuple[str, dict[str, Any]]
 """The event that work ends with, and what its transition is given."""
 
 
-def entry(machine: Any, work: Work, id: str) -> Raised:
+def entry(machine: Any, work: Work, id: str, *, stored: bool) -> Raised:
     """Describe work as what its timer has raised: the id it goes by, and what it is given."""
     given = work.given(machine)
-    return Raised(id, work.state, (), given, encode(((), given), f"what state {work.state!r} invokes"))
+    arguments = encode(((), given), f"what state {work.state!r} invokes") if stored else b""
+    return Raised(id, work.state, (), given, arguments)
 
 
 # Without a store --------------------------------------------------------------------------------------
@@ -54,12 +55,14 @@ class LooseWork:
 
     def __init__(self, machine: Any, work: Work, given: dict[str, Any], tell: Callable[..., Any]) -> None:
         self._machine, self._work, self._given, self._tell = machine, work, given, tell
+        self._left = False
         self._task: Task = spawn(self._main, self._broke)
 
     async def _main(self) -> None:
         _inside.set(self)
         outcome = await outcome_of(self._work, self._machine, self._given)
-        await self._tell(self._machine, self, outcome)
+        if not self._left:  # whoever leaves the state has the machine's turn, and waits for this task
+            await self._tell(self._machine, self, outcome)
 
     def _broke(self, error: BaseException) -> None:
         from flowlet.runtime.logs import Log
@@ -67,10 +70,19 @@ class LooseWork:
         Log().error("machine.work_failed", state=self._work.state, error=repr(error))
 
     async def end(self) -> None:
-        """Cancel it, and wait for its end unless that is what runs here."""
+        """Cancel it and wait for its end. If that is what runs here, it is cancelled when the event is over."""
+        self._left = True
+        if _inside.get() is self:
+            spawn(self._end_later, self._broke)
+            return
         self._task.cancel()
-        if _inside.get() is not self:
-            await self._task.done.wait()
+        await self._task.done.wait()
+
+    async def _end_later(self) -> None:
+        turn = await take(self._machine, "the end of its work")
+        if turn is not None:
+            leave(self._machine, turn)
+        self._task.cancel()
 
 
 async def outcome_of(work: Work, machine: Any, given: dict[str, Any]) -> Outcome:

@@ -41,6 +41,7 @@ from flowlet.runtime.machine_firing import fire_stored, start_stored, tell_store
 from flowlet.runtime.machine_install import definition_of
 from flowlet.runtime.machine_office import KIND, Busy, Office
 from flowlet.runtime.machine_works import Messenger, Outcome, run_name
+from flowlet.runtime.orders import cancelled
 from flowlet.runtime.runs import Runs
 from flowlet.runtime.tasks import Task, spawn
 from flowlet.runtime.turns import Turn, depart, leave, move, take
@@ -374,6 +375,9 @@ class Machines:
     async def _halt(self, id: str) -> None:
         """Have what a state invoked cancelled; whether it has ended or not even begun does not matter."""
         assert self.runs is not None
+        # At once, and those first that it has started: what was cut off is not to begin anew.
+        for other in sorted((i for i in self.runs.live if i == id or i.startswith(f"{id}/")), reverse=True):
+            self.runs.live[other].tell(cancelled(other))
         try:
             await self.runs.orders.cancel(id)
         except RunError as error:
