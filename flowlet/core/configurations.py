@@ -139,9 +139,15 @@ class Configurations(Mapping[str, Configuration]):
         """Return what histories remember, out of what a record says.
 
         Raises:
-            KeyError: there is no such state.
+            KeyError: there is no such state, or it is none that the history can remember.
         """
-        sets = {self._numbers[h]: sum(1 << self._numbers[n] for n in states) for h, states in names.items()}
+        sets: dict[int, int] = {}
+        for name, states in names.items():
+            history = self._numbers[name]
+            allowed = self._tree.memorable(history)
+            sets[history] = sum(1 << self._numbers[n] for n in states)
+            if sets[history] & ~allowed:
+                raise KeyError(f"{name} remembering {', '.join(states)}")
         return tuple(sets.get(history, 0) for history in self._tree.histories)
 
     def remembered(self, memory: Memory) -> dict[str, tuple[str, ...]]:

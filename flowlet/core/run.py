@@ -241,7 +241,8 @@ class Program(msgspec.Struct, eq=False):
         owner: object | None = None,
     ) -> StepCall:
         """Make the call of a step that is known; without ``kwargs``, ``args`` are bound already."""
-        if self._current_task() is not self._task:
+        current_task = self._current_task
+        if current_task() is not self._task:
             raise RunError(
                 f"step {definition.name!r} was called from another task than its run's; for parallel steps write "
                 "`a, b = await gather(f(x), g(y))` with flowlet's gather"

@@ -231,6 +231,13 @@ class Tree:
                 found.extend(self.effective(self.nodes[target].default, memory))
         return tuple(dict.fromkeys(found))
 
+    def memorable(self, history: int) -> int:
+        """Return the set of states that a history can remember; none for what is no history."""
+        if history not in self._place:
+            return 0
+        parent = self.nodes[history].ancestors[0]
+        return self._worth(history, parent, -1)
+
     def recalled(self, history: int, memory: Memory) -> int:
         """Return the set of states that a history remembers."""
         return memory[self._place[history]]

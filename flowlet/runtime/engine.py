@@ -26,6 +26,9 @@ from flowlet.runtime.engine_effects import EffectsEngine
 from flowlet.runtime.pendings import LocalPending
 from flowlet.runtime.steps import Host
 
+# Looked up once: Python makes an object for each method of an imported thing that is called.
+_enter, _leave = run_context.set, run_context.reset
+
 
 class LocalEngine(EffectsEngine):
     """The engine of one run in this process."""
@@ -57,17 +60,17 @@ class LocalEngine(EffectsEngine):
         try:
             if definition.plain and len(call.input) <= ALWAYS_FITS:
                 # The plain case in one piece: every call saved here is paid by each step of each run.
-                token = run_context.set(call)
+                token = _enter(call)
                 try:
                     result = await definition.function(*call.args)
                 except Exception as error:
-                    run_context.reset(token)
+                    _leave(token)
                     value = await self._runner.fail(start, call, began, began, error)
                 except BaseException:
-                    run_context.reset(token)
+                    _leave(token)
                     raise
                 else:
-                    run_context.reset(token)
+                    _leave(token)
                     value = self._runner.record_value(start, call, began, result)
             else:
                 value = await self._runner.attempt(start, call, ())

@@ -23,7 +23,7 @@ from flowlet.core.machine_records import Created, Fold, Moved, Pending, Settled,
 from flowlet.core.sizes import check_size
 from flowlet.errors import Conflict, DecodeError, EncodeError, HookFailed, RunNotFound, StoreUnavailable
 from flowlet.runtime.machine_office import ACTIVE, FINAL, KIND, Busy, Office
-from flowlet.runtime.machine_timers import Due, Running, after, begun, next_due, pending, recorded, without
+from flowlet.runtime.machine_timers import Due, Running, after, begun, carried, next_due, pending, recorded, without
 from flowlet.runtime.machine_works import REVOKE, entry, is_inside_run
 from flowlet.runtime.turns import NO_ARGUMENTS, Raised, Turn
 from flowlet.store import UNCHANGED, Claims, New, Stored, Unchanged, Write
@@ -123,6 +123,7 @@ class Bond:
         state = start.target
         self.at = office.now()
         self.timers = after({}, start, Turn(), self.at, lambda name: self._begun(machine, name))
+        self.timers = {**self.timers, **carried(machine, self.at)}
         raised = _announced(start)
         timers = recorded(self.timers) if self.timers else None
         created = Created(state.state, self.at, office.token, definition.version, data, raised, timers)
@@ -195,6 +196,7 @@ class Bond:
         await self._append(write)
         machine._flowlet_state = target
         self.at = at
+        turn.delayed = None
         if timers is not self._stored_timers:
             self.timers = self._stored_timers = timers
             self.arm()
@@ -243,6 +245,7 @@ class Bond:
             record = Settled(state, at, self.office.token, self.definition.version, data, changed)
             packed = self.pack(record, "what its hooks have assigned")
             await self._append(self._special_write(record, packed, machine._flowlet_state, timers))
+            turn.delayed = None
             if timers is not self._stored_timers:
                 self.timers = self._stored_timers = timers
                 self.arm()

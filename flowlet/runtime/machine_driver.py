@@ -277,6 +277,10 @@ async def _attempt(
                 return bond.recorded(key)
             if not plan.retry:
                 raise
+            if bond.raised:  # the other one is not through
+                await bond.lease(machine, patient=True)
+                if bond.raised:
+                    await continue_raised(machine, bond, turn)
             continue
         if plan.enters or is_unsettled(machine, turn):
             await finish(machine, bond, turn)

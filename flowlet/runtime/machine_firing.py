@@ -35,9 +35,9 @@ AGAIN = 1.0
 
 async def fire_due(machine: Any) -> None:
     """Handle what is due of a machine without a store."""
-    turn = await take(machine, "a timer's")
+    turn = None if type(machine._flowlet_turn) is Bond else await take(machine, "a timer's")
     if turn is None:
-        return  # it has got a store meanwhile, which has timers of its own
+        return  # it has got a store meanwhile, which has the timers now
     timers: LooseTimers = getattr(machine, TIMERS)
     try:
         while (key := first_due(timers.running, time.monotonic())) is not None:
@@ -94,15 +94,16 @@ async def fire_stored(machine: Any, *, claimed: bool = False) -> None:
                 raise
             except Conflict:
                 await bond.refresh(machine)  # another process was faster
-                if bond.raised:
-                    break  # and is not through
+                if bond.raised:  # and is not through
+                    pause = AGAIN
+                    return
             except Exception as error:
                 bond.log_timer_failed(key, error)
                 if bond.stale:
                     await bond.refresh(machine)
                     bond.timers = without(bond.timers, key)
         if not bond.stale:
-            await bond.settle(machine, turn)
+            await _record(machine, bond, turn)
         if is_begun:
             await bond.forget_wake()
     except BaseException:
@@ -114,6 +115,16 @@ async def fire_stored(machine: Any, *, claimed: bool = False) -> None:
             await bond.give_back()
         leave(bond, turn)
         bond.arm(pause)
+
+
+async def _record(machine: Any, bond: Bond, turn: Turn) -> None:
+    """Record what has rung, unless another process has."""
+    try:
+        await bond.settle(machine, turn)
+    except HookFailed as failure:
+        if not isinstance(failure.__cause__, Conflict):
+            raise
+        await bond.refresh(machine)
 
 
 async def tell_loose(machine: Any, work: LooseWork, outcome: Outcome) -> None:

@@ -70,10 +70,14 @@ def _add(definition: MachineDefinition, ways: Ways, configuration: Configuration
         return
     (plan,) = plans
     way = _boil(definition, plan)
+    # What runs of a machine without a store is looked after with each event: see `machine_timers.take_up`.
+    loose = definition.chart is None or not (definition.chart.timed or definition.works)
     if plan.waits:
-        ways.waiting[configuration] = way
+        if loose:
+            ways.waiting[configuration] = way
         return
-    ways.quick[configuration] = way
+    if loose:
+        ways.quick[configuration] = way
     if not (plan.exclusive or plan.retry or plan.target.final or configuration.memory != plan.target.memory):
         names = (plan.event, configuration.state, plan.target.state)
         ways.stored[configuration] = (plan, way, _may_change_data(definition, plan), *names, definition.data)

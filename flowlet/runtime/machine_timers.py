@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from flowlet.core.chart import Landing
+from flowlet.core.codec import encode
 from flowlet.core.configurations import DEFINITION
 from flowlet.core.machine_records import Pending, Timer
 from flowlet.runtime.alarms import Alarms
@@ -56,7 +57,7 @@ def after(
 
     Args:
         landing: what the transition does; None when there was none.
-        turn: has what was raised with a delay, which is taken from it.
+        turn: has what was raised with a delay; whoever makes this true takes it from there.
         begun: describes the work that a state invokes.
     """
     times = landing is not None and landing.times
@@ -80,7 +81,6 @@ def after(
         while (key := f"{raised.event}~{number}") in found:
             number += 1
         found[key] = Due(now + seconds, raised)
-    turn.delayed = None
     return found if found.keys() != running.keys() or any(found[k] is not running[k] for k in found) else running
 
 
@@ -142,10 +142,15 @@ class LooseTimers:
     def _make(self) -> Alarms:
         return Alarms(time.monotonic, self._ring, self._broke)
 
+    def attend(self) -> None:
+        """See to it that they ring on this loop: the task that did it ended with the former one."""
+        if self.running and loop_token() is not self._loop:
+            self.set(self.running)
+
     def set(self, running: Running) -> None:
         """Let these run."""
         self.running = running
-        if loop_token() is not self._loop:  # the task that rang them ended with the former loop
+        if loop_token() is not self._loop:
             self._alarms, self._loop = self._make(), loop_token()
         at = next_due(running)
         if at is None:
@@ -187,12 +192,30 @@ def leave_off(machine: Any, turn: Turn) -> None:
 def take_up(machine: Any, turn: Turn) -> bool:
     """Give a turn what a cancelled caller has left; tell whether one has."""
     timers: LooseTimers | None = getattr(machine, TIMERS, None)
-    if timers is None or timers.left is None:
+    if timers is None:
+        return False
+    timers.attend()
+    if timers.left is None:
         return False
     turn.raised, timers.left = timers.left, None
     here, definition = machine._flowlet_state, getattr(type(machine), DEFINITION)
     machine._flowlet_state = definition.configurations.of(here.active, here.memory)
     return True
+
+
+def carried(machine: Any, now: float) -> Running:
+    """Return what runs of a machine that is about to get a store, by the store's clock."""
+    timers: LooseTimers | None = getattr(machine, TIMERS, None)
+    if timers is None:
+        return {}
+    here, found = time.monotonic(), {}
+    for key, due in timers.running.items():
+        raised = due.raised
+        if raised is not None:
+            arguments = encode((raised.args, raised.kwargs), f"an argument of the raised event {raised.event!r}")
+            raised = msgspec.structs.replace(raised, arguments=arguments)
+        found[key] = Due(now + max(0.0, due.at - here), raised)
+    return found
 
 
 def advance(machine: Any, turn: Turn, landing: Landing | None) -> None:
@@ -202,6 +225,7 @@ def advance(machine: Any, turn: Turn, landing: Landing | None) -> None:
     now = time.monotonic()
     running = after(timers.running, landing, turn, now, lambda name: entry(machine, works[name], name, stored=False))
     running = {key: due for key, due in running.items() if not key.startswith(REVOKE)}
+    turn.delayed = None
     if running != timers.running:
         timers.set(running)
 
