@@ -19,7 +19,7 @@ from flowlet.core.chart import Landing, Plan
 from flowlet.core.codec import encode, pack
 from flowlet.core.configurations import Configuration
 from flowlet.core.machine import MachineDefinition
-from flowlet.core.machine_records import Created, Fold, Moved, Pending, Settled, Summary, read_record
+from flowlet.core.machine_records import Created, Fold, Moved, Pending, Settled, Summary, Timer, read_record
 from flowlet.core.sizes import check_size
 from flowlet.errors import Conflict, DecodeError, EncodeError, HookFailed, RunNotFound, StoreUnavailable
 from flowlet.runtime.machine_office import ACTIVE, FINAL, KIND, Busy, Office
@@ -291,12 +291,20 @@ class Bond:
         """Describe the work that a state invokes; its run has an id of its own each time the state is entered."""
         return entry(machine, self.definition.works[state], f"{self.id}/{state}/{self.version + 1}", stored=True)
 
-    async def begin_work(self, key: str) -> None:
+    async def begin_work(self, machine: Any, key: str) -> None:
         """Start the run of what a state invokes, or find it."""
         raised = self.timers[key].raised
         assert raised is not None
         assert raised.method is not None
         await self.office.start_work(self.definition, raised.method, self.id, raised.event, raised.kwargs)
+        stored = await self.office.store.load(self.id, limit=0)
+        if stored is not None and stored.head.version != self.version:
+            # Who has left the state meanwhile found no run to be cancelled.
+            await self.refresh(machine)
+            due = self.timers.get(key)
+            if due is None or due.raised is None or due.raised.event != raised.event:
+                await self.office.cancel_work(raised.event)
+                return
         timers = begun(self.timers, key)
         if self.timers is self._stored_timers:
             self._stored_timers = timers
@@ -317,6 +325,11 @@ class Bond:
                 except StoreUnavailable:
                     return
                 self.timers = without(self.timers, key)
+
+    @property
+    def is_unrecorded(self) -> bool:
+        """Whether timers have changed since the last record."""
+        return self.timers is not self._stored_timers
 
     def arm(self, pause: float = 0.0) -> None:
         """Let the first timer ring in this process, but not before some seconds."""
@@ -344,7 +357,7 @@ class Bond:
             records=(packed,),
             state=target.state,
             status=FINAL if target.final else ACTIVE,
-            close=target.final,
+            close=target.final and not any(key.startswith(REVOKE) for key in timers),  # somebody is to see to these
             owner=owner,
             wake=self._wake(record, timers),
         )
@@ -473,7 +486,7 @@ class Bond:
         """Know what a fold of the history knows."""
         self.version, self.data, self.raised, self.keys = fold.version, fold.data, fold.raised, fold.keys
         self.values, self.at, self.keys_after = values, fold.at, fold.keys_after
-        timers = {t.key: Due(t.due, None if t.event is None else self._recall(t.event)) for t in fold.timers}
+        timers = {t.key: self._due(t) for t in fold.timers}
         if timers or self._stored_timers:
             self.timers = self._stored_timers = timers
             self.arm()
@@ -482,6 +495,14 @@ class Bond:
     def recall_raised(self) -> Iterator[Raised]:
         """Decode what is still to be handled; arguments take the types that the trigger annotates."""
         return map(self._recall, self.raised)
+
+    def _due(self, timer: Timer) -> Due:
+        known = self.timers.get(timer.key)
+        if timer.event is None:
+            return Due(timer.due)
+        work = None if known is None or not known.under_way else known.raised
+        same = work is not None and work.event == timer.event.event
+        return Due(timer.due, self._recall(timer.event), under_way=same)
 
     def _recall(self, pending: Pending) -> Raised:
         if pending.method in self.definition.works:

@@ -282,7 +282,7 @@ async def _attempt(
                 if bond.raised:
                     await continue_raised(machine, bond, turn)
             continue
-        if plan.enters or is_unsettled(machine, turn):
+        if plan.enters or bond.is_unrecorded or is_unsettled(machine, turn):
             await finish(machine, bond, turn)
         return result
 

@@ -80,7 +80,7 @@ async def fire_stored(machine: Any, *, claimed: bool = False) -> None:
         while (key := first_due(bond.timers, bond.office.now())) is not None:
             due = bond.timers[key]
             if key.startswith(INVOKE):
-                await bond.begin_work(key)
+                await bond.begin_work(machine, key)
                 is_begun = True
                 continue
             if key.startswith(REVOKE):

@@ -41,13 +41,16 @@ from flowlet.runtime.machine_firing import fire_stored, start_stored, tell_store
 from flowlet.runtime.machine_install import definition_of
 from flowlet.runtime.machine_office import KIND, Busy, Office
 from flowlet.runtime.machine_works import Messenger, Outcome, run_name
-from flowlet.runtime.orders import cancelled
 from flowlet.runtime.runs import Runs
 from flowlet.runtime.tasks import Task, spawn
 from flowlet.runtime.turns import Turn, depart, leave, move, take
 from flowlet.store import Head, Store, Stored
 
 M = TypeVar("M")
+
+
+_PAUSE = 0.2
+"""Seconds between two tries to tell a machine something while the store is down."""
 
 
 class Machines:
@@ -375,19 +378,21 @@ class Machines:
     async def _halt(self, id: str) -> None:
         """Have what a state invoked cancelled; whether it has ended or not even begun does not matter."""
         assert self.runs is not None
-        # At once, and those first that it has started: what was cut off is not to begin anew.
-        for other in sorted((i for i in self.runs.live if i == id or i.startswith(f"{id}/")), reverse=True):
-            self.runs.live[other].tell(cancelled(other))
         try:
             await self.runs.orders.cancel(id)
         except RunError as error:
             self._office.log.debug("machine.work_ended", run_id=id, reason=str(error))
 
     async def _tell(self, definition: MachineDefinition, machine: str, id: str, outcome: Outcome) -> None:
-        try:
-            await tell_stored(await self.load(definition.cls, machine), id, outcome)
-        except RunNotFound:
-            return  # the machine was pruned
+        while True:
+            try:
+                await tell_stored(await self.load(definition.cls, machine), id, outcome)
+                return
+            except RunNotFound:
+                return  # the machine was pruned
+            except StoreUnavailable as error:  # which is no failure of the run
+                self._office.log.warning("store.unavailable", error=str(error))
+            await anyio.sleep(_PAUSE)
 
     def _broke(self, error: BaseException) -> None:
         self._office.log.error("machine.timer_failed", error=repr(error))

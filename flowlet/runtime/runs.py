@@ -97,6 +97,7 @@ class Runs(StoredRuns):
             self._leave_taken,
         )
         self.orders = Orders(store, self)
+        self._below: dict[str | None, set[str]] = {}
         self.adopt_machine: Callable[[Head], None] | None = None
         self.make_breaker: Callable[[], Breaker] = _no_breaker
         self._alarms = Alarms(self.now, self._expire, self._alarms_broke)
@@ -218,17 +219,32 @@ class Runs(StoredRuns):
             Suspended: this process stops before the child has ended.
         """
         seen = -1
-        while True:
-            try:
-                return await self.execute(definition, inputs, id, instance, deadline)
-            except IdConflict:
-                raise
-            except Exception as error:
-                if not await self._is_open(id):
+        parent = None if (scope := run_context.get()) is None else scope.run().id
+        below = self._below.setdefault(parent, set())
+        below.add(id)
+        try:
+            while True:
+                try:
+                    return await self.execute(definition, inputs, id, instance, deadline)
+                except IdConflict:
                     raise
-                if self.closing:
-                    raise Suspended from error
-            seen = await self._store.watch(seen, 1.0)
+                except Exception as error:
+                    if not await self._is_open(id):
+                        raise
+                    if self.closing:
+                        raise Suspended from error
+                seen = await self._store.watch(seen, 1.0)
+        finally:
+            below.discard(id)
+            if not below:
+                self._below.pop(parent, None)
+
+    def stop_below(self, id: str) -> None:
+        """Tell the runs that a run waits for, and that are executed here, to undo what they have done."""
+        for child in list(self._below.get(id, ())):
+            execution = self.live.get(child)
+            if execution is not None:
+                execution.tell(cancelled(child))
 
     async def halt(self, id: str) -> None:
         """Have a child run undo what it has done, if it has not ended, and wait for its end.
