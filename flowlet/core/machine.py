@@ -92,6 +92,8 @@ class MachineDefinition(msgspec.Struct, frozen=True, eq=False, weakref=True):
         found = self.states.find(ref)
         if found is None:
             raise MachineError(f"{self.name}: {self.states.unknown(ref)}")
+        if found.kind in ("shallow", "deep"):
+            raise MachineError(f"{self.name}: nothing is ever in the history {found.name!r}; name a state")
         return found
 
     def event(self, name: object) -> Plans:

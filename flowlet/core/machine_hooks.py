@@ -94,9 +94,13 @@ def bind_hooks(
 ) -> Hooks:
     """Bind the hooks that the candidates of one trigger can run to what that trigger is given."""
     cause = f"; it is caused by {method!r}, which has no such argument"
-    arrows = [a for some in arrows_of([c for c in candidates if c.method == method]).values() for a in some]
+    mine = arrows_of([c for c in candidates if c.method == method])
+    arrows = [arrow for some in mine.values() for arrow in some]
     entered = {name for arrow in arrows for name in names_of(tree, entered_by(tree, arrow))}
     left = {name for arrow in arrows for name in names_of(tree, exited_by(tree, arrow))}
+    for some in mine.values():
+        if len(some) > 1:  # what was left when the body failed, and stays active, is entered again
+            entered |= names_of(tree, exited_by(tree, some[0]))
 
     def bound(name: str, function: Any) -> Callback:
         where = f"{describe(cls)}.{name}"

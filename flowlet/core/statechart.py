@@ -179,7 +179,7 @@ class Statechart:
         first = moves[0]
         step = tree.step([m.arrow for m in moves], active, memory)
         landing = self._landing(here, moves, step)
-        acts = [Act(m.action, m.parameters, self._rescue(here, m, step.exits)) for m in moves]
+        acts = [Act(m.action, m.parameters, self._rescue(here, m, moves, step)) for m in moves]
         rescues = [a.rescue for a in acts if a.rescue is not None]
         callbacks = [m.action for m in moves]
         for place in (landing, *rescues):
@@ -206,21 +206,38 @@ class Statechart:
             automatic=first.candidate.automatic,
         )
 
-    def _rescue(self, here: Configuration, move: Move, exited: tuple[int, ...]) -> Landing | None:
+    def _rescue(self, here: Configuration, move: Move, others: Sequence[Move], before: Step) -> Landing | None:
         """Plan where a failing action leads: its own transition alone, with another target.
 
         Args:
-            exited: states whose exit hooks have run already.
+            before: what was planned, whose exit hooks have run already; what stays active of it is entered again.
         """
         if move.rescue is None:
             return None
         step = self.tree.step([move.rescue], here.active, here.memory)
-        further = msgspec.structs.replace(step, exits=tuple(n for n in step.exits if n not in exited))
-        rescue = self._landing(here, [move], further, [move.rescue])
-        return msgspec.structs.replace(rescue, **self._exited(step))
+        again = [n for n in before.exits if step.active >> n & 1]
+        rescue = self._landing(
+            here,
+            [move],
+            Step(
+                exits=tuple(n for n in step.exits if n not in before.exits),
+                enters=tuple(sorted({*step.enters, *again})),
+                active=step.active,
+                memory=step.memory,
+            ),
+            [move.rescue],
+            others,
+        )
+        left = tuple({*before.exits, *step.exits})
+        return msgspec.structs.replace(rescue, **self._exited(left))
 
     def _landing(
-        self, here: Configuration, moves: Sequence[Move], step: Step, arrows: Sequence[Arrow] | None = None
+        self,
+        here: Configuration,
+        moves: Sequence[Move],
+        step: Step,
+        arrows: Sequence[Arrow] | None = None,
+        others: Sequence[Move] = (),
     ) -> Landing:
         """Find for each exited and entered state the hook of the move that causes it."""
         active, memory = here.active, here.memory
@@ -238,7 +255,8 @@ class Statechart:
 
         def enter(name: str) -> Callback | None:
             number = next(n for n in step.enters if nodes[n].name == name)
-            return reached.get(number, moves[0]).hooks.enter.get(name)
+            some = (reached.get(number, moves[0]), *moves, *others)
+            return next((hook for m in some if (hook := m.hooks.enter.get(name)) is not None), None)
 
         always = moves[0].hooks.transition
         landing = self._land(step, tuple(e for e in exits if e is not None), enter)
@@ -260,19 +278,21 @@ class Statechart:
                 done += heard
                 enters += [self._announce(event) for event in heard]
         entered = sum(1 << n for n in step.enters)
+        if so_far == entered | 1 << ROOT and not step.exits:
+            entered |= 1 << ROOT  # the machine itself begins
         return Landing(
             target=self.configurations.of(step.active, step.memory),
             enters=tuple(enters),
             exits=exits,
             done=tuple(done),
-            **self._exited(step),
+            **self._exited(step.exits),
             starts=tuple((m.timer or "", m.candidate.after or 0.0) for m in self._timed(entered)),
             invokes=tuple(nodes[n].name for n in numbers(entered & self._invoking)),
         )
 
-    def _exited(self, step: Step) -> dict[str, Any]:
-        """Return what ends with the states that are exited."""
-        exited = sum(1 << n for n in step.exits)
+    def _exited(self, exits: Sequence[int]) -> dict[str, Any]:
+        """Return what ends with states that are exited."""
+        exited = sum(1 << n for n in exits)
         return {
             "stops": frozenset(m.timer for m in self._timed(exited) if m.timer is not None),
             "ends": tuple(self.tree.nodes[n].name for n in numbers(exited & self._invoking)),

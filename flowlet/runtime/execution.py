@@ -59,10 +59,6 @@ class ExecutionHost(Host, Protocol):
         """Start a task of flowlet's own."""
         ...
 
-    def stop_below(self, id: str) -> None:
-        """Tell the runs that a run waits for, and that are executed here, to undo what they have done."""
-        ...
-
     async def reload(self, execution: Execution) -> Sequence[RunRecord] | None:
         """Read a run's journal again; None when this process has nothing more to do with it."""
         ...
@@ -229,7 +225,6 @@ class Execution(msgspec.Struct, eq=False):
         elif engine.order is None:  # what it is told first stands
             engine.order = order
             if self._breaker is not None and engine.is_due:
-                self._host.stop_below(self.journal.id)  # first: what is cut off with its parent would begin anew
                 self._breaker.cut()
 
     def _tell_in_vain(self, order: Exception) -> None:

@@ -24,7 +24,7 @@ from flowlet.core.sizes import check_size
 from flowlet.errors import Conflict, DecodeError, EncodeError, HookFailed, RunNotFound, StoreUnavailable
 from flowlet.runtime.machine_office import ACTIVE, FINAL, KIND, Busy, Office
 from flowlet.runtime.machine_timers import Due, Running, after, begun, carried, next_due, pending, recorded, without
-from flowlet.runtime.machine_works import REVOKE, entry, is_inside_run
+from flowlet.runtime.machine_works import INVOKE, REVOKE, entry, is_inside_run
 from flowlet.runtime.turns import NO_ARGUMENTS, Raised, Turn
 from flowlet.store import UNCHANGED, Claims, New, Stored, Unchanged, Write
 
@@ -502,12 +502,13 @@ class Bond:
             return Due(timer.due)
         work = None if known is None or not known.under_way else known.raised
         same = work is not None and work.event == timer.event.event
-        return Due(timer.due, self._recall(timer.event), under_way=same)
+        if not timer.key.startswith((INVOKE, REVOKE)):
+            return Due(timer.due, self._recall(timer.event))
+        args, given = msgspec.msgpack.decode(timer.event.arguments)
+        work = Raised(timer.event.event, timer.event.method, tuple(args), given, timer.event.arguments)
+        return Due(timer.due, work, under_way=same)
 
     def _recall(self, pending: Pending) -> Raised:
-        if pending.method in self.definition.works:
-            _, given = msgspec.msgpack.decode(pending.arguments)
-            return Raised(pending.event, pending.method, (), given, pending.arguments)
         args, kwargs = msgspec.msgpack.decode(pending.arguments)
         methods = (pending.method,) if pending.method else self.definition.methods_of.get(pending.event, ())
         parameters = self.definition.parameters.get(methods[0]) if methods and methods[0] else None

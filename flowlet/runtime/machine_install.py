@@ -67,7 +67,8 @@ def _check_outermost(cls: type) -> None:
     """Raise if a class is not the one that was assembled, or is built in another way."""
     home = next(base for base in cls.__mro__ if DEFINITION in vars(base))
     made, init = vars(home).get(ASSEMBLED, (None, None))
-    if made is not home or inspect.getattr_static(home, "__init__") is not init:
+    # The plain look-up costs a tenth of the other, and finds the same as long as nothing has changed.
+    if made is not home or (home.__init__ is not init and inspect.getattr_static(home, "__init__") is not init):
         raise DefinitionError(
             [
                 f"{describe(cls)}: a decorator has changed the class since its assembly; "

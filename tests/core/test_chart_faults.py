@@ -414,7 +414,7 @@ def ambiguous_bare_name() -> type:
     return Case
 
 
-@fault("Case: states 'P.Low' and 'P.LOW' share the hooks on_enter_low; rename one")
+@fault("Case: states 'P.Low' and 'P.LOW' share the hooks on_enter_p_low; rename one")
 def one_slug_in_one_state() -> type:
     class Case:
         @state(initial=True)
@@ -696,11 +696,11 @@ def invoke_in_a_final_state() -> type:
     return Case
 
 
-@fault("Case.turn: internal=True leads inside of the source; without a target it stays there anyway")
+@fault("Case.hum: internal=True leads inside of the source; without a target it stays there anyway")
 def internal_without_target() -> type:
     class Case(Player):
         @transition("Playing", None, internal=True)
-        async def turn(self) -> None: ...
+        async def hum(self) -> None: ...
 
     return Case
 
@@ -785,8 +785,10 @@ def dead_end_deep_inside() -> type:
     return Case
 
 
-@fault("""Case: from state 'Q.A' no path leads to a final state; add a transition, or allow={"no_final"}""",
-       """Case: from state 'Q.B' no path leads to a final state; add a transition, or allow={"no_final"}""")  # fmt: skip
+@fault(
+    """Case: from state 'Q.A' no path leads to a final state; add a transition, or allow={"no_final"}""",
+    """Case: from state 'Q.B' no path leads to a final state; add a transition, or allow={"no_final"}""",
+)
 def no_path_to_an_end() -> type:
     class Case:
         @state(initial=True)
@@ -1026,10 +1028,12 @@ def test_an_ancestor_and_a_descendant_do_not_shadow_each_other() -> None:
 
 @pytest.mark.parametrize("delay", [-1, timedelta(seconds=-1), float("nan"), "soon"])
 def test_a_delay_is_a_time(delay: Any) -> None:
-    with pytest.raises((DefinitionError, TypeError, ValueError)):
-
+    def build() -> Any:
         class Case(Player):
             @transition("Playing", "Stopped", after=delay)
             async def late(self) -> None: ...
 
-        Registry().machine(Case)
+        return Registry().machine(Case)
+
+    with pytest.raises((DefinitionError, TypeError, ValueError)):
+        build()
