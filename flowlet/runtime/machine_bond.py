@@ -537,7 +537,12 @@ class Bond:
             if before.head.owner == worker:
                 claims = Claims(heads=[before.head])  # left by an append of this process that was cancelled
                 break
-            claims = await store.claim(worker, ids=(self.id,))
+            try:
+                claims = await store.claim(worker, ids=(self.id,))
+            except BaseException as error:
+                # Cancelled, it may own what it was not told of; giving back what is not ours changes nothing.
+                self.leased = not isinstance(error, Exception)
+                raise
             if claims.heads:
                 break
             if before.head.closed is not None:
