@@ -85,6 +85,8 @@ async def fire_stored(machine: Any, *, claimed: bool = False) -> None:
                 continue
             if key.startswith(REVOKE):
                 await bond.revoke()
+                if key in bond.timers:
+                    raise StoreUnavailable(f"the run of a state that {bond.id!r} has left could not be cancelled yet")
                 continue
             bond.timers = without(bond.timers, key)
             try:
