@@ -184,8 +184,7 @@ async def tell_stored(machine: Any, id: str, outcome: Outcome) -> None:
                     await bond.refresh(machine)
                     bond.timers = without(bond.timers, key)
             if not bond.stale:
-                await bond.settle(machine, turn)
-                return
+                await _record(machine, bond, turn)
     except BaseException:
         bond.stale = True
         raise

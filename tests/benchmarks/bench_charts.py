@@ -366,7 +366,7 @@ def peer_transitions_sync() -> tuple[Loop, Loop]:
 def peer_statemachine() -> tuple[Loop, Loop]:
     from statemachine import State, StateChart
 
-    class Flat(StateChart):  # type: ignore[misc]
+    class Flat(StateChart):
         off = State(initial=True)
         on = State()
         switch = off.to(on) | on.to(off)
@@ -382,10 +382,10 @@ def peer_statemachine() -> tuple[Loop, Loop]:
         def on_enter_off(self) -> None:
             self.seen += 1
 
-    class Deep(StateChart):  # type: ignore[misc]
-        class up(State.Parallel):  # type: ignore[misc]
-            class sound(State.Compound):  # type: ignore[misc]
-                class low(State.Compound):  # type: ignore[misc]
+    class Deep(StateChart):
+        class up(State.Parallel):
+            class sound(State.Compound):
+                class low(State.Compound):
                     off = State(initial=True)
                     on = State()
                     switch = off.to(on) | on.to(off)
@@ -393,8 +393,8 @@ def peer_statemachine() -> tuple[Loop, Loop]:
                 high = State()
                 raising = low.to(high) | high.to(low)
 
-            class picture(State.Compound):  # type: ignore[misc]
-                class grey(State.Compound):  # type: ignore[misc]
+            class picture(State.Compound):
+                class grey(State.Compound):
                     dim = State(initial=True)
                     clear = State()
                     swap = dim.to(clear) | clear.to(dim)

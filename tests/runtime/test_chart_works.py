@@ -1502,6 +1502,8 @@ def test_a_history_invokes_nothing() -> None:
 
 @pytest.mark.parametrize(("mark", "word"), [("failed", "fail"), ("done", "done")])
 def test_an_outcome_of_nothing(mark: str, word: str) -> None:
+    options: dict[str, Any] = {mark: True}
+
     def build(registry: Registry) -> Any:
         class Machine:
             @state(initial=True)
@@ -1510,7 +1512,7 @@ def test_an_outcome_of_nothing(mark: str, word: str) -> None:
             @state
             class Over: ...
 
-            @transition(Idle, Over, **{mark: True})
+            @transition(Idle, Over, **options)
             async def go(self) -> None: ...
 
             @transition((Idle, Over), Idle)
