@@ -856,7 +856,8 @@ def class_on_conflict() -> type:
 
 
 @fault(
-    "Base: allow='dead-end' is not known; did you mean 'dead_end'?; there are ['conflict', 'cycle', 'dead_end', 'no_final', 'no_initial', 'shadowed', 'unreachable']",
+    "Base: allow='dead-end' is not known; did you mean 'dead_end'?; there are "
+    "['conflict', 'cycle', 'dead_end', 'no_final', 'no_initial', 'shadowed', 'unreachable']",
     allow=frozenset({"dead-end"}),
 )
 def allow_typo() -> type:

@@ -140,7 +140,7 @@ def test_two_processes_race_on_one_machine_and_exactly_one_wins(tmp_path: Path) 
     async def check() -> None:
         store, machines = opened(path, "parent")
         switch = await machines.load(Switch, "s")
-        # The start has run a hook, too: versions 1,2. Each win is a transition and the record of what its hook assigned.
+        # The start has run a hook, too: versions 1,2. Each win is a transition and what its hook has assigned.
         assert (switch.moves, switch.hooked) == (RACES, RACES + 1)
         assert [t.version async for t in machines.history("s")] == list(range(3, 2 * RACES + 3, 2))
         await store.close()

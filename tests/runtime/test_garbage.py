@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -40,10 +41,8 @@ async def test_a_run_that_has_ended_is_no_work_for_the_garbage_collector(n: int)
         return await last(n)
 
     async def once(call: Callable[[int], Awaitable[Any]]) -> None:
-        try:
+        with contextlib.suppress(ValueError):
             await call(n)
-        except ValueError:
-            pass
         await anyio.sleep(0)
 
     async with flow:
