@@ -154,7 +154,9 @@ class EffectsEngine(ReplayingEngine):
         if journal.pending or journal.unsure:
             await journal.catch_up()
         journal.pending.extend(
-            n.record for n in self._inbox or () if n.record and (n.value is not None or _is_known(n))
+            n.record
+            for n in self._inbox or ()
+            if n.record and not n.pending.ended and (n.value is not None or _is_known(n))
         )
         if journal.pending and journal.trouble is None:
             await journal.commit()

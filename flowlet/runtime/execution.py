@@ -59,6 +59,10 @@ class ExecutionHost(Host, Protocol):
         """Start a task of flowlet's own."""
         ...
 
+    def order_from_above(self, id: str) -> Exception | None:
+        """Return what a run is about to be told, if one that waits for it here is being undone."""
+        ...
+
     async def reload(self, execution: Execution) -> Sequence[RunRecord] | None:
         """Read a run's journal again; None when this process has nothing more to do with it."""
         ...
@@ -275,11 +279,19 @@ class Execution(msgspec.Struct, eq=False):
         assert isinstance(error, Exception)
         await self._park(f"run {self.journal.id!r} of {self.definition.name!r} cannot begin here: {error}", error)
 
+    @property
+    def is_told(self) -> bool:
+        """Whether the run was told to undo what it has done."""
+        return self._order is not None or (self._engine is not None and self._engine.order is not None)
+
     def _detach(self) -> None:
         """The caller has gone: go on from the journal in a task of flowlet's own, or stop if all do."""
         if self.state != "running" or self._is_aside:
             return
         self._is_aside = True
+        if self._engine is not None and self._engine.order is None and not self._engine.committed:
+            # Cut off with the run that waits for it, it is told in a moment, and is not to begin anything until then.
+            self._engine.order = self._host.order_from_above(self.journal.id)
         self._host.spawn(self._stop if self._host.closing else self.go_on, self)
 
     async def _stop(self) -> None:

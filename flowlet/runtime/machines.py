@@ -378,7 +378,6 @@ class Machines:
     async def _halt(self, id: str) -> None:
         """Have what a state invoked cancelled; whether it has ended or not even begun does not matter."""
         assert self.runs is not None
-        self.runs.stop_below(id)  # first: what is cut off with its parent begins its step anew, to be cut off again
         try:
             await self.runs.orders.cancel(id)
         except RunError as error:

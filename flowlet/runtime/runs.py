@@ -97,7 +97,7 @@ class Runs(StoredRuns):
             self._leave_taken,
         )
         self.orders = Orders(store, self)
-        self._below: dict[str | None, set[str]] = {}
+        self._above: dict[str, str] = {}
         self.adopt_machine: Callable[[Head], None] | None = None
         self.make_breaker: Callable[[], Breaker] = _no_breaker
         self._alarms = Alarms(self.now, self._expire, self._alarms_broke)
@@ -219,9 +219,9 @@ class Runs(StoredRuns):
             Suspended: this process stops before the child has ended.
         """
         seen = -1
-        parent = None if (scope := run_context.get()) is None else scope.run().id
-        below = self._below.setdefault(parent, set())
-        below.add(id)
+        scope = run_context.get()
+        if scope is not None:
+            self._above[id] = scope.run().id
         try:
             while True:
                 try:
@@ -235,16 +235,17 @@ class Runs(StoredRuns):
                         raise Suspended from error
                 seen = await self._store.watch(seen, 1.0)
         finally:
-            below.discard(id)
-            if not below:
-                self._below.pop(parent, None)
+            self._above.pop(id, None)
 
-    def stop_below(self, id: str) -> None:
-        """Tell the runs that a run waits for, and that are executed here, to undo what they have done."""
-        for child in list(self._below.get(id, ())):
-            execution = self.live.get(child)
-            if execution is not None:
-                execution.tell(cancelled(child))
+    def order_from_above(self, id: str) -> Exception | None:
+        """Return what a run is about to be told, if one that waits for it here is being undone."""
+        above = self._above.get(id)
+        while above is not None:
+            execution = self.live.get(above)
+            if execution is not None and execution.is_told:
+                return cancelled(id)
+            above = self._above.get(above)
+        return None
 
     async def halt(self, id: str) -> None:
         """Have a child run undo what it has done, if it has not ended, and wait for its end.

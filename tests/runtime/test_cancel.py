@@ -1215,6 +1215,46 @@ async def test_a_child_that_was_under_way_when_its_process_ended(
     assert undone == (["give 10", "give 1"] if how == "body" else ["give 10", "give 2", "give 1"])
 
 
+@pytest.mark.parametrize("depth", [1, 2])
+@pytest.mark.parametrize("parallel", [False, True])
+async def test_the_step_of_a_child_that_is_cut_off_with_its_parent_is_not_begun_anew(
+    flow: Flowlet, depth: int, parallel: bool
+) -> None:
+    said: list[str] = []
+    begun = anyio.Event()
+
+    @step
+    async def charge() -> int:
+        said.append("begins")
+        begun.set()
+        try:
+            await anyio.sleep_forever()
+        finally:
+            said.append("is cut off")
+        return 1
+
+    @flow.saga
+    async def child() -> int:
+        return await charge()
+
+    @flow.saga
+    async def between() -> int:
+        return await child()
+
+    @flow.saga
+    async def parent() -> int:
+        inner = child if depth == 1 else between
+        return sum(await gather(inner())) if parallel else await inner()
+
+    async with flow:
+        handle = await flow.start(parent, id="p")
+        await begun.wait()
+        await handle.cancel()
+        with anyio.fail_after(20), pytest.raises(RunCancelled):
+            await handle.result()
+    assert said == ["begins", "is cut off"]
+
+
 async def test_a_cancelled_child_fails_its_parent(flow: Flowlet, world: World) -> None:
     world.hang = {"take 11"}
     async with flow:
