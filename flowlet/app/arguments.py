@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable
 from datetime import datetime
-from typing import Any, Protocol, TypeAlias, TypeVar, TypeVarTuple
+from typing import Any, Protocol, TypeAlias, TypeVar, TypeVarTuple, cast
 
 from flowlet.core.ids import RESERVED
 from flowlet.core.retry import Seconds, seconds
@@ -40,8 +40,9 @@ def seconds_of(value: Any, what: str) -> float:
 def store_of(given: Any, who: str) -> Store:
     if isinstance(given, str):
         return open_store(given)
-    if isinstance(given, Store) and isinstance(given.capabilities, Capabilities) and not isinstance(given, type):
-        return given
+    # Not `isinstance(given, Store)`: since Python 3.12 that does not see what an object hands on with __getattr__.
+    if not missing_members(given) and isinstance(given.capabilities, Capabilities) and not isinstance(given, type):
+        return cast("Store", given)
     raise ConfigError(_not_a_store(given, who))
 
 
