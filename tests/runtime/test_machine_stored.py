@@ -880,12 +880,12 @@ async def test_a_lease_left_by_a_crash_is_taken_over_and_logged(
 ) -> None:
     log = Notes()
     one = await (await opened(log=log)).create(exclusive_class, id="c")
-    await store.heartbeat("dead", 0.05)
+    await store.heartbeat("dead", 0.4)
     assert (await store.claim("dead", ids=["c"])).heads
     with pytest.raises(Conflict, match="holds its lease"):
         await one.go()
     assert "machine.interrupted" not in log.events
-    await anyio.sleep(0.06)
+    await anyio.sleep(0.45)
     await one.go()
     (fields,) = [f for e, f in log.said if e == "machine.interrupted"]
     assert (fields["owner"], fields["machine"]) == ("dead", "c")
@@ -1106,7 +1106,7 @@ async def test_raised_events_are_transitions_of_their_own(store: Flaky, opened: 
 
 async def test_load_continues_what_a_crash_interrupted(store: Flaky, opened: Any, raising_class: Any) -> None:
     log = Notes()
-    one = await (await opened(lease=0.05)).create(raising_class, id="c")
+    one = await (await opened(lease=0.5)).create(raising_class, id="c")
     when = datetime(2024, 5, 6, tzinfo=UTC)
 
     async def for_ever() -> None:
@@ -1131,7 +1131,7 @@ async def test_load_continues_what_a_crash_interrupted(store: Flaky, opened: Any
     assert state_of(early) == "B"  # its owner seems to be at it
     with pytest.raises(Conflict, match="holds its lease"):
         await early.note(when, word="x")
-    await anyio.sleep(0.06)
+    await anyio.sleep(0.55)
     late = await machines.load(raising_class, "c")
     assert (state_of(late), late.log, late.when) == ("C", ["one"], when)
     assert "machine.interrupted" in log.events
