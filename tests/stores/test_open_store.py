@@ -35,7 +35,8 @@ def test_memory() -> None:
         ("sqlite:///orders.db?durability=power", "orders.db"),
     ],
 )
-def test_sqlite_paths(url: str, path: str) -> None:
+def test_sqlite_paths(url: str, path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # where the example was run there is an orders.db
     store = open_store(url)
     assert isinstance(store, SQLiteStore)
     assert store.path == os.path.abspath(path)
