@@ -150,15 +150,6 @@ class Plan(msgspec.Struct, frozen=True, eq=False):
     automatic: bool = False
 
 
-class Option(Protocol):
-    """What can be chosen for an event."""
-
-    @property
-    def exclusive(self) -> bool: ...
-    @property
-    def retry(self) -> bool: ...
-
-
 class Plans(Protocol):
     """What one event (or one trigger method) can do, by the configuration it finds."""
 

@@ -48,7 +48,7 @@ async def drain(machine: Any, bond: Bond | None, turn: Turn, definition: Machine
                     turn.raised.clear()  # the machine has ended
                 break
         except Exception as error:
-            failure = failure or (item.event if item is not None else "(eventless)", error)
+            failure = failure or (_named(item), error)
             eager = item is not None  # what is taken by itself is not tried again until something else has happened
             if bond is not None and bond.stale:
                 if turn.raised:
@@ -59,14 +59,19 @@ async def drain(machine: Any, bond: Bond | None, turn: Turn, definition: Machine
             if turn.raised:
                 turn.raised.clear()
             text = f"more than {LONGEST} transitions followed one event by themselves: an endless loop"
-            failure = (item.event if item is not None else "(eventless)", MachineError(text))
+            failure = (_named(item), MachineError(text))
             break
     if bond is None and turn.delayed:
         advance(machine, turn, None)
     if failure is not None:
-        event, cause = failure
-        text = f"the raised event {event!r} failed ({cause!r}); the transition before it has been committed"
+        what, cause = failure
+        text = f"{what} failed ({cause!r}); the transition before it has been committed"
         raise HookFailed(text, True) from cause
+
+
+def _named(item: Raised | None) -> str:
+    """Name what followed a transition, in the message of its failure."""
+    return "a transition without an event" if item is None else f"the raised event {item.event!r}"
 
 
 async def _move_on(machine: Any, bond: Bond | None, turn: Turn, definition: MachineDefinition) -> bool:

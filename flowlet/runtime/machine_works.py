@@ -165,4 +165,4 @@ def _typed(work: Work, given: bytes) -> dict[str, Any]:
 def is_inside_run(id: str) -> bool:
     """Say whether this code is part of a run, or of a child of it."""
     scope = run_context.get()
-    return scope is not None and scope.run().id.startswith(id)
+    return scope is not None and f"{scope.run().id}/".startswith(f"{id}/")

@@ -342,9 +342,7 @@ class Machines:
         """Handle what is due of a machine that this process has just claimed."""
         definition = None if self._find is None or self._closing else self._find(head.definition)
         if definition is not None:
-            self._tasks.add(
-                spawn(partial(self.look_after, definition, head.id, claimed=True), self._broke, self._tasks.discard)
-            )
+            self._spawn(partial(self.look_after, definition, head.id, claimed=True))
 
     async def look_after(self, definition: MachineDefinition, id: str, *, claimed: bool = False) -> None:
         """Handle what is due of a machine, live or not.
