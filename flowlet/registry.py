@@ -16,7 +16,7 @@ import msgspec
 from flowlet.assembler import Assembler
 from flowlet.core.annotations import Parameter
 from flowlet.core.assembly import build_function
-from flowlet.core.definitions import ASSEMBLED, RunDefinition
+from flowlet.core.definitions import ASSEMBLED, CHILD, RunDefinition
 from flowlet.core.machine import MachineDefinition
 from flowlet.core.registry import BaseRegistry, definition_of
 from flowlet.core.run import Run, host_of, make_caller
@@ -104,13 +104,15 @@ class Registry(BaseRegistry, Assembler):
         target = definition.target
         if isinstance(target, type):
             return _bind_class(target, definition)
-        caller = make_caller(_child_step(definition), functools.partial(_run_directly, definition, None))
+        child = _child_step(definition)
+        caller = make_caller(child, functools.partial(_run_directly, definition, None))
         if target is not None:
             functools.update_wrapper(caller, target)
         else:
             caller.__name__ = caller.__qualname__ = definition.name
             caller.__signature__ = definition.starter.signature  # type: ignore[attr-defined]
         setattr(caller, ASSEMBLED, definition)
+        setattr(caller, CHILD, child)
         return caller
 
 
@@ -155,6 +157,7 @@ def _bind_class(cls: type, definition: RunDefinition) -> type:
 
     cls.__call__ = call  # type: ignore[method-assign]  # the class keeps everything else
     setattr(cls, ASSEMBLED, definition)
+    setattr(cls, CHILD, step)
     return cls
 
 

@@ -55,6 +55,7 @@ class Life(Assembler):
         drain_on_sigterm: bool = True,
         codec: PayloadCodec | None = None,
         max_payload: int | None = None,
+        pipeline_timeout: Seconds | None = 300.0,
     ) -> None:
         self.store: Store = store_of(store, "Flowlet")
         if codec is not None:
@@ -67,6 +68,8 @@ class Life(Assembler):
         self._lease, self._grace = seconds_of(lease, "lease"), seconds_of(grace, "grace")
         if self._lease == 0:
             raise ConfigError("lease: must be more than 0 seconds")
+        limit = None if pipeline_timeout is None else seconds_of(pipeline_timeout, "pipeline_timeout")
+        self._limits = {"pipeline": limit}
         self._name, self._drain_on_sigterm = check_name(name), drain_on_sigterm
         self._guest: Guest | None = None
         self._log = Log()
@@ -139,6 +142,7 @@ class Life(Assembler):
 
     async def _open(self) -> None:
         self._log.refresh()
+        self._registry.build_drafts()
         self._check_capabilities()
         # Nothing below holds this object: a Flowlet that is let go must not be found by direct calls.
         registry, provide = self._registry, self._providers.provide
@@ -154,7 +158,7 @@ class Life(Assembler):
         )
         runs.adopt_machine, machines.runs = machines.adopt, runs
         self._providers.add_reference(Messenger, machines.messenger)
-        runs.max_payload = self._max_payload
+        runs.max_payload, runs.limits = self._max_payload, self._limits
         self._runs, self._machines = runs, machines
         await self._store_definitions()
         await runs.open()

@@ -6,6 +6,7 @@ where it runs, and a registry, a `Flowlet` or a store can be added without it.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine
 from typing import Any, Protocol
 from weakref import ReferenceType
@@ -13,11 +14,16 @@ from weakref import ReferenceType
 import msgspec
 
 from flowlet.core.annotations import Parameter
+from flowlet.core.codec import Codec
 from flowlet.core.engine import CurrentTask, Engine
 from flowlet.core.steps import StepDefinition
 
 ASSEMBLED = "__flowlet_definition__"
 """The attribute of what takes the place of an assembled function or class that holds its definition."""
+
+
+CHILD = "__flowlet_child__"
+"""The attribute of the same that holds the `StepDefinition` by which it is a step, a child run, of another one."""
 
 
 class Interpretation(Protocol):
@@ -60,6 +66,9 @@ class RunDefinition(msgspec.Struct, frozen=True, eq=False, kw_only=True):
         exported: the definition as plain data.
         constructor: the provided parameters with which the object of a class is built.
         deadline: seconds after its start in which a run must have ended, or None.
+        timeout: seconds that a process may spend on a run, from taking it up; None for no limit, unset for the
+            limit that a `Flowlet` has for the kind.
+        signals: the types of the signals that a run takes, by topic; empty if that is not known at assembly.
         homes: weak references to the registries that keep it, for finding where a direct call runs.
     """
 
@@ -74,6 +83,8 @@ class RunDefinition(msgspec.Struct, frozen=True, eq=False, kw_only=True):
     homes: list[ReferenceType[Any]]
     constructor: tuple[Parameter, ...] = ()
     deadline: float | None = None
+    timeout: float | msgspec.UnsetType | None = None
+    signals: dict[str, Codec[Any]] = {}
 
     def export(self) -> dict[str, Any]:
         """Return the definition as plain data, as it is stored beside its runs."""
@@ -94,3 +105,32 @@ class Context(msgspec.Struct, frozen=True, eq=False):
     current_task: CurrentTask
     instance: Any = None
     provided: dict[str, Any] = {}
+
+
+class Draft(ABC):
+    """A definition that is still being written: it is built when somebody needs it, and stays as it is then.
+
+    Attributes:
+        name, version: those of the definition.
+        built: the definition, once there is one.
+        keepers: weak references to the registries that are given it then.
+    """
+
+    def __init__(self, name: str, version: str) -> None:
+        self.name, self.version = name, version
+        self.built: RunDefinition | None = None
+        self.keepers: list[ReferenceType[Any]] = []
+
+    def publish(self, definition: RunDefinition) -> None:
+        """Let a definition be what was written, and give it to the registries."""
+        self.built = definition
+        for keeper in [keeper for ref in self.keepers if (keeper := ref()) is not None]:
+            keeper.add(definition)
+
+    @abstractmethod
+    def definition(self) -> RunDefinition:
+        """Return the definition, which is built if that has not been done yet.
+
+        Raises:
+            DefinitionError: with everything that is wrong with it.
+        """

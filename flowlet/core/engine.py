@@ -8,7 +8,7 @@ interpreter that only uses this protocol runs on every engine, local or distribu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Collection, Generator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
@@ -133,13 +133,15 @@ class Pending:
     Attributes:
         key: unique within the run, the same on every replay.
         start: its place in the order of starts, from 1.
+        ended: it has a result, or has failed, or was stopped.
     """
 
-    __slots__ = ("key", "start")
+    __slots__ = ("ended", "key", "start")
 
     def __init__(self, key: str, start: int) -> None:
         self.key = key
         self.start = start
+        self.ended = False
 
 
 class Parked:
@@ -175,6 +177,10 @@ class Engine(Protocol):
         """Start a step under its key."""
         ...
 
+    def signal(self, key: str, topic: str, /) -> Pending:
+        """Wait for a signal of a topic that no other wait has taken; its value is the signal's payload."""
+        ...
+
     def cancel(self, pending: Pending, /) -> None:
         """Ask for a pending to be stopped; it still ends, with a result or as `StepStopped`."""
         ...
@@ -194,12 +200,20 @@ class Engine(Protocol):
         """
         ...
 
+    def obey(self) -> None:
+        """Go no further if the run has been told to unwind: to be asked before ``committed`` is set.
+
+        Raises:
+            Decided: it has been told.
+        """
+        ...
+
     async def attend(self, question: Question, /) -> Resolved:
         """Ask the operator and wait for the answer, which is ``"retry"`` or ``"skip"``."""
         ...
 
-    async def first(self, pending: Sequence[Pending], /) -> Sequence[Pending]:
-        """Wait until at least one has ended; return those that have, as the journal orders them."""
+    async def first(self, pending: Collection[Pending], /) -> Sequence[Pending]:
+        """Wait until at least one has ended; return those that have, as the journal orders them, each once."""
         ...
 
     async def value(self, pending: Pending, /) -> bytes:

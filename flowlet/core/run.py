@@ -362,7 +362,7 @@ class Program(msgspec.Struct, eq=False):
         first = failure
         left: list[tuple[Pending, int, Coroutine[Any, Any, Any], Exception | None]] = []
         while parked:
-            for pending in await self.engine.first(list(parked)):
+            for pending in await self.engine.first(parked):
                 index, call = parked.pop(pending)
                 try:
                     value = await self.engine.value(pending)

@@ -116,6 +116,22 @@ class AttemptErred(msgspec.Struct, frozen=True, array_like=True, tag="a"):
     error: Failure
 
 
+class SignalTaken(msgspec.Struct, frozen=True, array_like=True, tag="g"):
+    """A signal was given to what waited for its topic.
+
+    Attributes:
+        number: its place in the run's inbox; 0 in a fork, which has an inbox of its own.
+        payload: its encoded content.
+    """
+
+    start: int
+    key: str
+    topic: str
+    at: float
+    number: int
+    payload: bytes
+
+
 class Noted(msgspec.Struct, frozen=True, array_like=True, tag="n"):
     """A decision of an interpreter, such as to compensate."""
 
@@ -196,6 +212,7 @@ RunRecord: TypeAlias = (
     | StepErred
     | StepStopped
     | AttemptErred
+    | SignalTaken
     | Noted
     | Parked
     | Interrupted

@@ -100,7 +100,7 @@ class SagaInterpretation(msgspec.Struct, eq=False):
             except Exception as reason:
                 failed[key] = reason
         while waiting:
-            for pending in await engine.first(list(waiting)):
+            for pending in await engine.first(waiting):
                 key = waiting.pop(pending)
                 try:
                     await engine.value(pending)

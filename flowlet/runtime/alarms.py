@@ -52,6 +52,11 @@ class Alarms:
         elif self._heap[0] == (at, id) and self._sooner is not None:
             self._sooner.set()
 
+    def set_sooner(self, id: str, at: float) -> None:
+        """Ring at a time, unless it is to ring before that anyway."""
+        if at < self._times.get(id, float("inf")):
+            self.set(id, at)
+
     def drop(self, id: str) -> None:
         """Ring no more for this id."""
         self._times.pop(id, None)

@@ -6,7 +6,7 @@ Law: this is the face that an interpreter sees; what it repeats is in `engine_re
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from time import perf_counter
 
 from flowlet.core.current import run_context
@@ -23,7 +23,7 @@ from flowlet.core.run_records import (
 )
 from flowlet.core.sizes import ALWAYS_FITS
 from flowlet.runtime.engine_effects import EffectsEngine
-from flowlet.runtime.pendings import LocalPending
+from flowlet.runtime.pendings import LocalPending, SignalWait
 from flowlet.runtime.steps import Host
 
 # Looked up once: Python makes an object for each method of an imported thing that is called.
@@ -55,8 +55,7 @@ class LocalEngine(EffectsEngine):
             await self._open_way(start, call)
             began = perf_counter()
         if definition.special:
-            pending = self._open[start] = LocalPending(start, call)
-            return await self._perform_pending(pending)
+            return await self._perform_pending(self._start(start, call))
         try:
             if definition.plain and len(call.input) <= ALWAYS_FITS:
                 # The plain case in one piece: every call saved here is paid by each step of each run.
@@ -99,12 +98,12 @@ class LocalEngine(EffectsEngine):
         try:
             await self._before_effect()
         except Decided:
-            self._open[start] = LocalPending(start, call)
+            self._start(start, call)
             raise
         except (Exception, Suspended):
             raise
         except BaseException:  # cut off as it was about to begin: it has its place in the order of starts
-            self._open[start] = LocalPending(start, call)
+            self._start(start, call)
             self._was_cut()
             raise
 
@@ -127,22 +126,39 @@ class LocalEngine(EffectsEngine):
         if self.over is not None:
             raise Decided(self.over)
         self._starts += 1
-        pending = self._open[self._starts] = LocalPending(self._starts, call)
+        return self._start(self._starts, call)
+
+    def _start(self, start: int, call: StepCall) -> LocalPending:
+        pending = self._open[start] = LocalPending(start, call)
+        self._fresh.append(pending)
         return pending
+
+    def signal(self, key: str, topic: str, /) -> SignalWait:
+        """Wait for a signal of a topic."""
+        if self.over is not None:
+            raise Decided(self.over)
+        self._starts += 1
+        wait = self._waits[self._starts] = SignalWait(self._starts, key, topic)
+        return wait
 
     def cancel(self, pending: Pending, /) -> None:
         """Ask for a pending to be stopped."""
-        assert isinstance(pending, LocalPending)
-        if not pending.ended:
-            pending.stopping = True
-            if pending.task is not None and not pending.call.definition.at_most_once:
-                pending.task.cancel()
+        assert isinstance(pending, (LocalPending, SignalWait))
+        if pending.ended:
+            return
+        pending.stopping = self._is_stopping = True
+        if isinstance(pending, LocalPending) and not pending.call.definition.at_most_once:
+            pending.cancel()
 
-    async def first(self, pending: Sequence[Pending], /) -> Sequence[Pending]:
+    async def first(self, pending: Collection[Pending], /) -> Sequence[Pending]:
         """Wait until at least one has ended."""
         while True:
-            done = [p for p in pending if p.ended]  # type: ignore[attr-defined]  # all are LocalPending
-            if done:
+            landed = self._landed
+            if len(landed) == 1 and landed[0] in pending:
+                self._landed = []
+                return landed
+            if landed and (done := [p for p in landed if p in pending]):
+                self._landed = [p for p in landed if p not in pending]
                 return done
             if self._replay:
                 self._forget_patches()
@@ -151,9 +167,13 @@ class LocalEngine(EffectsEngine):
                     await self._ask_recorded(self._replay[0])
                 else:
                     self._deliver_recorded()
-            elif not await self._stop_unlaunched():
+            elif self._is_stopping:
+                await self._stop_unlaunched()
+            elif not (self._waits and self._take_signals()):
                 if self.cut:
                     await self.judge_cut()
+                if self._inbox and self._take_plainly():
+                    continue
                 try:
                     await self._work()
                 except (Exception, Suspended):
@@ -164,7 +184,7 @@ class LocalEngine(EffectsEngine):
 
     async def value(self, pending: Pending, /) -> bytes:
         """Return the encoded result of one that has ended, or raise what it raised."""
-        assert isinstance(pending, LocalPending)
+        assert isinstance(pending, (LocalPending, SignalWait))
         if pending.error is not None:
             raise pending.error
         return pending.value

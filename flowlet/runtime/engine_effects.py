@@ -9,12 +9,14 @@ completion.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
-from typing import NoReturn
+from collections.abc import Callable, Coroutine, Sequence
+from time import perf_counter
+from typing import Any, NoReturn
 
 import anyio
 
 from flowlet.core.codec import pack
+from flowlet.core.current import run_context
 from flowlet.core.engine import (
     COMPENSATING,
     Decided,
@@ -27,12 +29,15 @@ from flowlet.core.run_records import (
     AttemptErred,
     Attention,
 )
+from flowlet.core.sizes import ALWAYS_FITS
 from flowlet.errors import RunError, StepTimeout
-from flowlet.runtime.engine_replay import ReplayingEngine, Reread
+from flowlet.runtime.engine_replay import ReplayingEngine, Reread, Waiting
 from flowlet.runtime.journal import Perform
-from flowlet.runtime.pendings import LocalPending, Notice
+from flowlet.runtime.lanes import Lanes
+from flowlet.runtime.pendings import LocalPending, Notice, SignalWait
 from flowlet.runtime.replay import name_item
 from flowlet.runtime.tasks import Latch, Task, check_cancelled, spawn
+from flowlet.store import Signal
 
 
 class EffectsEngine(ReplayingEngine):
@@ -108,9 +113,11 @@ class EffectsEngine(ReplayingEngine):
         await self._take_ended()
         for pending in list(self._open.values()):
             self._stop(pending)
+        for wait in list(self._waits.values()):
+            self._stop_wait(wait)
         if self._inbox is not None:
             self._inbox.clear()
-        self.cut = False
+        self._fresh, self._landed, self.cut = [], [], False
 
     async def judge_cut(self) -> NoReturn:
         """Find out why a wait for steps was cut off: the task is cancelled, or the body went on without them.
@@ -125,11 +132,13 @@ class EffectsEngine(ReplayingEngine):
 
     async def shut_down(self) -> None:
         """Cancel and await the tasks of steps, after the interpreter has gone."""
-        running = [p for p in self._open.values() if p.task is not None]
+        if self._lanes is not None:
+            self._lanes.queue.clear()
+        running = [p for p in self._open.values() if p.is_running]
         for pending in running:
             # What must not be repeated is better waited for: cut off, nobody would know what it did.
-            if pending.task is not None and (self._host.stopping or not pending.call.definition.at_most_once):
-                pending.task.cancel()
+            if self._host.stopping or not pending.call.definition.at_most_once:
+                pending.cancel()
         for pending in running:
             if pending.task is not None:
                 await self._see_end(pending.task)
@@ -197,22 +206,81 @@ class EffectsEngine(ReplayingEngine):
             await self.journal.commit()
 
     async def _work(self) -> None:
-        """Begin what was started, then wait for one message of a step's task."""
-        fresh = [p for p in self._open.values() if not p.launched]
-        if fresh:
+        """Begin what was started, then take what steps' tasks say, or wait for that."""
+        # What has ended goes to the interpreter first, one by one as a replay does it; all of it is one commit.
+        if self._fresh and not self._inbox:
             await self._before_effect()
-            stuck = [p for p in fresh if p.start in self._begun]
-            if len(stuck) == len(self._open):
+            stuck = [p for p in self._fresh if p.start in self._begun and not p.ended]
+            fresh = [p for p in self._fresh if p.start not in self._begun and not p.ended]
+            if stuck and len(stuck) == len(self._open):
                 await self._ask(stuck[0])
                 return
-            fresh = [p for p in fresh if p.start not in self._begun]
-        else:
+            self._fresh = stuck
+            if len(fresh) == 1 == len(self._open) and not self._waits and not fresh[0].call.definition.at_most_once:
+                await self._run_inline(fresh[0])
+                return
+            if fresh:
+                await self._launch(fresh)
+        if not self._inbox:
             await self._save_all()
-        if len(fresh) == 1 and len(self._open) == 1 and not fresh[0].call.definition.at_most_once:
-            await self._run_inline(fresh[0])
-            return
-        await self._launch(fresh)
-        await self._take(await self._receive())
+            await self._hear()
+        if self._inbox:
+            await self._take(self._inbox.popleft())
+
+    async def _hear(self) -> None:
+        """Wait for a message of a step's task, or for a signal; leave the run if only a signal can come.
+
+        Raises:
+            Suspended: only that, and it may be long.
+        """
+        if not self._open:
+            self._obey()
+            self.journal.trouble = Waiting()
+            raise Suspended
+        while not self._inbox and not self._has_news:
+            self._bell = anyio.Event()
+            await self._bell.wait()
+        self._has_news = False
+
+    def hear_of(self, signals: Sequence[Signal]) -> None:
+        """Take note of what is in the run's inbox."""
+        self.signals = signals
+        if self._waits:
+            self._has_news = True
+            if self._bell is not None:
+                self._bell.set()
+
+    def _find_signal(self) -> tuple[SignalWait, Signal] | None:
+        """Return the first signal that something waits for, with the first that does."""
+        for signal in self.signals if self._waits else ():
+            if signal.number not in self._taken:
+                wait = next((w for w in self._waits.values() if w.topic == signal.topic), None)
+                if wait is not None:
+                    return wait, signal
+        return None
+
+    @property
+    def has_signal(self) -> bool:
+        """Whether there is a signal for something that waits."""
+        return self._find_signal() is not None
+
+    def _take_signals(self) -> bool:
+        """Give a signal to what waits for it; tell whether there was one."""
+        found = None if self.ordered is not None else self._find_signal()
+        if found is not None:
+            self._take_signal(*found)
+        return found is not None
+
+    def _take_signal(self, wait: SignalWait, signal: Signal) -> None:
+        journal = self.journal
+        journal.pending.append(
+            pack(("g", wait.start, wait.key, wait.topic, self._runner.tick(), signal.number, signal.payload))
+        )
+        self._taken = {*self._taken, signal.number}
+        kept = [s.number for s in self.signals if s.number not in self._taken]
+        journal.consumed = min(kept) - 1 if kept else max(s.number for s in self.signals)
+        journal.status = "running"
+        self._end_wait(wait, signal.payload, None)
 
     async def _receive(self) -> Notice:
         """Wait for the next message of a step's task."""
@@ -233,11 +301,13 @@ class EffectsEngine(ReplayingEngine):
                 pending.call.begin(pending.call.spent + 1)
             self.journal.pending.extend(self._runner.pack_began(p.start, p.call) for p in intents)
             await self.journal.commit()
+        jobs = [_StepJob(self, pending, self._past(pending)) for pending in fresh]
         for pending in fresh:
-            pending.launched = True
             pending.call.doubtful |= self._doubt
-            main = self._task_main(pending, self._past(pending))
-            pending.task = spawn(main, self._task_broke(pending), self._task_over(pending))
+        if self._lanes is None:
+            self._lanes = Lanes(self._lane_broke)
+        self._lanes.queue.extend(jobs)
+        self._lanes.go()
 
     async def _run_inline(self, pending: LocalPending) -> None:
         pending.launched = True
@@ -274,14 +344,29 @@ class EffectsEngine(ReplayingEngine):
                 return
         self._mismatch("a wait for a step", name_item(question))
 
-    async def _stop_unlaunched(self) -> bool:
+    async def _stop_unlaunched(self) -> None:
         """End what was cancelled before it began; it needs no effect to be stopped."""
+        self._is_stopping = False
         # What has begun and must not be repeated is not ended by that: nobody knows yet what it did.
         stopped = [p for p in self._open.values() if p.stopping and not p.launched and p.start not in self._begun]
         for pending in stopped:
             await self._see_halted(pending)
             self._stop(pending)
-        return bool(stopped)
+        waits = [w for w in self._waits.values() if w.stopping]
+        for wait in waits:
+            self._stop_wait(wait)
+
+    def _take_plainly(self) -> bool:
+        """Take the next message at once if it is that of a step which has returned; tell whether it is."""
+        assert self._inbox is not None
+        notice = self._inbox[0]
+        if notice.value is None or notice.error is not None or notice.seen is not None or notice.pending.ended:
+            return False
+        self._inbox.popleft()
+        self.journal.pending.append(notice.record)
+        self._doubt = False
+        self._end(notice.pending, notice.value, None)
+        return True
 
     async def _take(self, notice: Notice) -> None:
         pending = notice.pending
@@ -297,6 +382,7 @@ class EffectsEngine(ReplayingEngine):
             # Cut off: the operator is asked when nothing else runs.
             self._begun = {**self._begun, pending.start: pending.key}
             pending.launched, pending.task = False, None
+            self._fresh.append(pending)
             return
         if notice.seen is None and notice.value is None and notice.error is None:
             await self._see_halted(pending)
@@ -328,7 +414,7 @@ class EffectsEngine(ReplayingEngine):
 
     async def _see_out(self) -> None:
         """Let the steps that run beside the one that cannot go on use their grace time as well."""
-        while self.journal.trouble is None and (self._inbox or any(p.task and not p.told for p in self._open.values())):
+        while self.journal.trouble is None and (self._inbox or any(p.is_running for p in self._open.values())):
             notice = await self._receive()
             if not notice.suspended:
                 await self._take(notice)
@@ -341,47 +427,96 @@ class EffectsEngine(ReplayingEngine):
         if self._bell is not None:
             self._bell.set()
 
-    def _task_main(self, pending: LocalPending, past: Sequence[AttemptErred]) -> Callable[[], Awaitable[None]]:
+    async def attempt_in_lane(self, pending: LocalPending, past: Sequence[AttemptErred]) -> None:
+        """Execute a step beside others, and post how it ended."""
         records: list[bytes] = []
-        saver = _TaskSaver(self._post, pending)
+        value: bytes | None = None
+        failure: Exception | None = None
+        call = pending.call
+        try:
+            if call.definition.plain and not past and not call.spent and len(call.input) <= ALWAYS_FITS:
+                value = await self._attempt_plainly(pending, records)
+            else:
+                saver = _TaskSaver(self._post, pending)
+                value = await self._runner.attempt(pending.start, call, past, saver, records)
+        except Exception as error:
+            failure = error
+        except Decided:  # it was stopped, and says so when it is over
+            self.note_stopped(pending)
+            return
+        except Suspended:
+            self.post_suspended(pending)
+            return
+        self._post(Notice(pending, records[-1] if records else b"", value, failure))
 
-        async def main() -> None:
-            value: bytes | None = None
-            failure: Exception | None = None
-            try:
-                value = await self._runner.attempt(pending.start, pending.call, past, saver, records)
-            except Exception as error:
-                failure = error
-            except Decided:  # it was stopped, and says so when it is over
-                return
-            except Suspended:
-                notice = Notice(pending, b"")
-                notice.suspended = True
-                self._post(notice)
-                return
-            self._post(Notice(pending, records[-1] if records else b"", value, failure))
+    async def _attempt_plainly(self, pending: LocalPending, records: list[bytes]) -> bytes:
+        """Make the first attempt of a step that is nothing but a call."""
+        call, runner = pending.call, self._runner
+        began = perf_counter()
+        run_context.set(call)  # of this lane's job alone
+        try:
+            result = await call.definition.function(*call.args)
+        except Exception as error:
+            saver = _TaskSaver(self._post, pending)
+            return await runner.fail(pending.start, call, began, began, error, saver, records)
+        return runner.record_value(pending.start, call, began, result, records)
 
-        return main
+    def may_begin(self) -> bool:
+        """Tell whether a step may still begin here."""
+        try:
+            self._runner.check_leave()
+        except Suspended:
+            return False
+        return True
 
-    def _task_over(self, pending: LocalPending) -> Callable[[Task], None]:
-        def over(_: Task) -> None:
-            if pending.told:
-                return
-            if pending.stopping:  # stopped by the interpreter, perhaps before it began: that is its outcome
-                self._post(Notice(pending, self._runner.pack_stopped(pending.start, pending.call, begun=True)))
-                return
-            error = RunError(f"step {pending.key!r} awaited something that was cancelled elsewhere")
-            records: list[bytes] = []
-            self._runner.record_error(pending.start, pending.call, 0.0, error, records)
-            self._post(Notice(pending, records[0], None, error))
+    def post_suspended(self, pending: LocalPending) -> None:
+        """Post that a step cannot go on here."""
+        notice = Notice(pending, b"")
+        notice.suspended = True
+        self._post(notice)
 
-        return over
+    def note_stopped(self, pending: LocalPending) -> None:
+        """Post that a step was stopped by the interpreter, or by something else."""
+        if pending.stopping:  # perhaps before it began: that is its outcome
+            self._post(Notice(pending, self._runner.pack_stopped(pending.start, pending.call, begun=True)))
+            return
+        error = RunError(f"step {pending.key!r} awaited something that was cancelled elsewhere")
+        records: list[bytes] = []
+        self._runner.record_error(pending.start, pending.call, 0.0, error, records)
+        self._post(Notice(pending, records[0], None, error))
 
-    def _task_broke(self, pending: LocalPending) -> Callable[[BaseException], None]:
-        def report(error: BaseException) -> None:
-            self._host.log.error("step.task_failed", run_id=self.run_id, step=pending.key, error=repr(error))
+    def _lane_broke(self, error: BaseException) -> None:
+        self._host.log.error("step.task_failed", run_id=self.run_id, error=repr(error))
 
-        return report
+
+class _StepJob:
+    """A step that was started, as something for a lane to do."""
+
+    __slots__ = ("_engine", "_past", "_pending")
+
+    def __init__(self, engine: EffectsEngine, pending: LocalPending, past: Sequence[AttemptErred]) -> None:
+        self._engine = engine
+        self._pending = pending
+        self._past = past
+
+    @property
+    def stopping(self) -> bool:
+        return self._pending.stopping
+
+    def begin(self, task: Task, /) -> Coroutine[Any, Any, None] | None:
+        engine, pending = self._engine, self._pending
+        if pending.ended or pending.stopping:
+            return None
+        pending.task = task
+        if not engine.may_begin():
+            engine.post_suspended(pending)
+            return None
+        pending.launched = True
+        return engine.attempt_in_lane(pending, self._past)
+
+    def over(self) -> None:
+        if not self._pending.told:
+            self._engine.note_stopped(self._pending)
 
 
 class _TaskSaver:

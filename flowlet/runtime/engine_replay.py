@@ -22,6 +22,7 @@ from flowlet.core.engine import (
     PATCHED,
     Decided,
     Engine,
+    Pending,
     Question,
     StepCall,
     StepCancelled,
@@ -36,16 +37,20 @@ from flowlet.core.run_records import (
     Outcome,
     Resolved,
     RunRecord,
+    SignalTaken,
     StepEnded,
     StepErred,
     StepStopped,
 )
+from flowlet.core.steps import digest
 from flowlet.errors import HistoryMismatch, StepTimeout
 from flowlet.runtime.journal import Journal
-from flowlet.runtime.pendings import LocalPending, Notice
+from flowlet.runtime.lanes import Lanes
+from flowlet.runtime.pendings import LocalPending, Notice, SignalWait
 from flowlet.runtime.replay import Item, Replay, name_item
 from flowlet.runtime.steps import Host, StepRunner
 from flowlet.runtime.tasks import Task
+from flowlet.store import Signal
 
 if TYPE_CHECKING:
     from typing_extensions import TypeIs
@@ -55,6 +60,10 @@ _failure_codec: Codec[Failure] = Codec(Failure)
 
 class Reread(Exception):
     """What has happened last is known to the journal only: the run goes on from there at once."""
+
+
+class Waiting(Exception):
+    """The run waits for nothing but signals: whoever is there when one comes goes on with it."""
 
 
 class Unresolved(Exception):
@@ -80,6 +89,7 @@ class ReplayingEngine(msgspec.Struct, eq=False):
         forced: an operator says so, which goes for a run that is past its pivot, too.
         interrupted: it is on record.
         committed: see `flowlet.core.engine.Engine`.
+        signals: what is in the run's inbox, as far as it has looked.
         saving: the task that makes records durable beside a body which waits for something else.
     """
 
@@ -101,6 +111,12 @@ class ReplayingEngine(msgspec.Struct, eq=False):
     _starts: int = 0
     _recorded: int = 0  # the last start of which an outcome was repeated
     _open: dict[int, LocalPending] = {}
+    _fresh: list[LocalPending] = []  # started, and not begun
+    _landed: list[Pending] = []  # ended, and not told to the interpreter
+    _waits: dict[int, SignalWait] = {}
+    _is_stopping: bool = False  # the interpreter has asked for something to be cancelled
+    signals: Sequence[Signal] = ()
+    _taken: set[int] | frozenset[int] = frozenset()
     _done: list[tuple[StepCall, bytes | None]] = []
     _replay: deque[Item] | tuple[()] = ()
     _attempts: Mapping[int, list[AttemptErred]] = MappingProxyType({})
@@ -108,6 +124,8 @@ class ReplayingEngine(msgspec.Struct, eq=False):
     _intents: Mapping[int, int] = MappingProxyType({})
     _origins: Sequence[tuple[int, str]] = ()
     _inbox: deque[Notice] | None = None
+    _lanes: Lanes | None = None
+    _has_news: bool = False  # a signal has come in
     _bell: anyio.Event | None = None
 
     def repeat(self, records: Sequence[RunRecord]) -> None:
@@ -115,6 +133,7 @@ class ReplayingEngine(msgspec.Struct, eq=False):
         replay = Replay(records)
         self._replay, self._attempts, self._begun = replay.items, replay.attempts, replay.begun
         self._intents, self._origins, self.order = replay.intents, replay.origins, replay.order
+        self._taken = replay.taken
         self.forced = replay.order is not None
 
     def note(self, key: str, value: bytes, /) -> bytes:
@@ -159,6 +178,7 @@ class ReplayingEngine(msgspec.Struct, eq=False):
     def forget(self) -> None:
         """Let go of what holds this engine, calls and errors: so a run that has ended needs no garbage collector."""
         self._done.clear()
+        self._landed.clear()
         self._runner.forget()
 
     @property
@@ -259,6 +279,14 @@ class ReplayingEngine(msgspec.Struct, eq=False):
             return isinstance(self._replay[0], Interrupted)
         return self.ordered is not None and not (self._doubt and self._is_step_ahead())
 
+    def obey(self) -> None:
+        """Go no further where the run has been told to unwind, now or by its history."""
+        self._forget_patches()
+        if self._replay and isinstance(self._replay[0], Interrupted):
+            self._repeat_interruption()
+        if self.is_due:
+            self._obey()
+
     def _is_step_ahead(self) -> bool:
         """Tell whether a step that has no outcome on record may matter to how the run is undone."""
         if any(start > self._starts for start in (*self._attempts, *self._begun)):
@@ -294,7 +322,7 @@ class ReplayingEngine(msgspec.Struct, eq=False):
         assert self._replay
         record = self._replay.popleft()
         self._runner.now = record.at
-        if isinstance(record, (StepEnded, StepErred, StepStopped)):
+        if isinstance(record, (StepEnded, StepErred, StepStopped, SignalTaken)):
             self._recorded = max(self._recorded, record.start)
         return record
 
@@ -311,13 +339,29 @@ class ReplayingEngine(msgspec.Struct, eq=False):
             self._repeat_interruption()
         if isinstance(record, (Noted, Attention, Resolved)):
             self._mismatch("a wait for a step", name_item(record))
+        wait = self._waits.get(record.start)
+        if wait is not None:
+            self._deliver_signal(wait, record)
+            return
         pending = self._open.get(record.start)
-        if pending is None:
-            started = ", ".join(repr(p.key) for p in self._open.values())
+        if pending is None or isinstance(record, SignalTaken):
+            started = ", ".join(repr(p.key) for p in (*self._open.values(), *self._waits.values()))
             self._mismatch(f"step {started}", name_item(record))
         self._check_same(pending, record)
         self._pop()
         self._end_as(pending, record)
+
+    def _deliver_signal(self, wait: SignalWait, record: Outcome | SignalTaken) -> None:
+        """Give a wait the signal that it was given before, or stop it as before."""
+        if wait.key != record.key or not isinstance(record, (SignalTaken, StepStopped)):
+            self._mismatch(f"a signal for {wait.key!r}", name_item(record))
+        if isinstance(record, SignalTaken) and wait.topic != record.topic:
+            self._mismatch(f"signal {wait.topic!r}", name_item(record))
+        self._pop()
+        if isinstance(record, SignalTaken):
+            self._end_wait(wait, record.payload, None)
+        else:
+            self._end_wait(wait, b"", StepCancelled(wait.key))
 
     def _end_as(self, pending: LocalPending, record: Outcome) -> None:
         """End a pending as its record says."""
@@ -355,6 +399,8 @@ class ReplayingEngine(msgspec.Struct, eq=False):
     def _forget_open(self) -> None:
         self._starts = self._recorded  # of every other start there is a record by now
         self._open.clear()
+        self._waits.clear()
+        self._fresh, self._landed = [], []
 
     def _check_same(self, pending: LocalPending, record: Outcome | AttemptErred) -> None:
         if pending.key != record.key:
@@ -398,7 +444,7 @@ class ReplayingEngine(msgspec.Struct, eq=False):
         interrupted = False
         while self._replay:
             front = self._replay[0]
-            if isinstance(front, (StepEnded, StepErred, StepStopped)):
+            if isinstance(front, (StepEnded, StepErred, StepStopped, SignalTaken)):
                 if "~" in front.key:  # the first compensation
                     break
                 self._starts = max(self._starts, front.start)
@@ -435,12 +481,26 @@ class ReplayingEngine(msgspec.Struct, eq=False):
         pending.value = value
         pending.error = error
         del self._open[pending.start]
+        self._landed.append(pending)
         call = pending.call
         if call.definition.compensation is not None:
             if error is None:
                 self._done.append((call, value))
             elif call.definition.compensate_unknown and _may_have_acted(call, error, begun):
                 self._done.append((call, None))
+
+    def _end_wait(self, wait: SignalWait, payload: bytes, error: Exception | None) -> None:
+        wait.ended = True
+        wait.value = payload
+        wait.error = error
+        del self._waits[wait.start]
+        self._landed.append(wait)
+
+    def _stop_wait(self, wait: SignalWait) -> None:
+        """End a wait that was cancelled before it was given a signal."""
+        data = digest(wait.topic.encode())
+        self.journal.pending.append(pack(("c", wait.start, wait.key, data, self._runner.tick(), False)))
+        self._end_wait(wait, b"", StepCancelled(wait.key))
 
     def _stop(self, pending: LocalPending) -> None:
         """End a step that was cancelled before it had an outcome."""
@@ -451,7 +511,7 @@ class ReplayingEngine(msgspec.Struct, eq=False):
 
 def _name_of(key: str) -> str:
     """Return the name of the step that a key is of."""
-    return re.split("[#:~]", key, maxsplit=1)[0]
+    return re.split(r"[#:~[]", key, maxsplit=1)[0]
 
 
 def _is_patch(record: Item) -> TypeIs[Noted]:

@@ -36,13 +36,14 @@ from flowlet.errors import (
 )
 from flowlet.runtime.drive import Drive, drive
 from flowlet.runtime.engine import LocalEngine
-from flowlet.runtime.engine_replay import Reread, Unresolved
+from flowlet.runtime.engine_replay import Reread, Unresolved, Waiting
 from flowlet.runtime.journal import Journal, SignalArrived
 from flowlet.runtime.outcomes import asked_error, ended_error, stuck_error
 from flowlet.runtime.steps import Host, StepRunner
 from flowlet.runtime.tasks import Breaker, Latch, Task
+from flowlet.store import Signal
 
-State = Literal["running", "ended", "parked", "left"]
+State = Literal["running", "ended", "parked", "waiting", "left"]
 
 
 class ExecutionHost(Host, Protocol):
@@ -57,6 +58,10 @@ class ExecutionHost(Host, Protocol):
 
     def spawn(self, main: Callable[[], Any], execution: Execution) -> Task:
         """Start a task of flowlet's own."""
+        ...
+
+    def limit(self, execution: Execution) -> None:
+        """Tell a run to unwind when a process has spent as much time on it as its definition allows."""
         ...
 
     def order_from_above(self, id: str) -> Exception | None:
@@ -80,7 +85,9 @@ class Execution(msgspec.Struct, eq=False):
     """One run in this process.
 
     Attributes:
-        state: ``"left"`` means that this process no longer works on it; the journal has the rest.
+        state: ``"waiting"`` means that nobody works on it until a signal comes, ``"left"`` that this process no longer
+            does; the journal has the rest.
+        spent: when this process will have spent on it what its definition allows, if that is limited.
         task: the last of flowlet's own tasks that works on it, if one does.
         value: its encoded result, once it has completed.
         error: why it did not, or why this process left it.
@@ -96,7 +103,10 @@ class Execution(msgspec.Struct, eq=False):
     _vain: tuple[type[Exception], ...] = ()
     _is_aside: bool = False
     _is_unwinding: bool = False
+    _signals: Sequence[Signal] = ()
+    _until: float | None = None
     _done: Latch | None = None
+    spent: float | None = None
     state: State = "running"
     status: str = "running"
     value: bytes | None = None
@@ -197,6 +207,7 @@ class Execution(msgspec.Struct, eq=False):
                 except StopIteration as stop:  # most bodies wait for nothing but their steps, and these for nothing
                     value = stop.value
                 else:
+                    self._host.limit(self)
                     value = await Drive(body, waited, engine, breaker)
         except (Exception, Decided, Suspended):
             self._breaker = None
@@ -231,6 +242,16 @@ class Execution(msgspec.Struct, eq=False):
             if self._breaker is not None and engine.is_due:
                 self._breaker.cut()
 
+    def hear_of(self, signals: Sequence[Signal]) -> None:
+        """Take note of what is in the run's inbox."""
+        self._signals = signals
+        if self._engine is not None:
+            self._engine.hear_of(signals)
+
+    def wait_until(self, deadline: float | None) -> None:
+        """Take note of when somebody has to look at the run even if it waits for something else."""
+        self._until = deadline
+
     def _tell_in_vain(self, order: Exception) -> None:
         if type(order) in self._vain:
             return
@@ -258,6 +279,7 @@ class Execution(msgspec.Struct, eq=False):
             engine.repeat(records)
         if self._order is not None:
             engine.order = self._order
+        engine.signals = self._signals
         try:
             if inputs is None:
                 started = records[0]
@@ -470,6 +492,8 @@ class Execution(msgspec.Struct, eq=False):
             await self._park(str(trouble))
         elif isinstance(trouble, Unresolved):
             await self._await_operator(trouble)
+        elif isinstance(trouble, Waiting):
+            await self._await_signal()
         elif isinstance(trouble, (EncodeError, PayloadTooLarge)) and self.journal.create is None:
             # The codec or the store refuses what happened, and would again: repeating its effect would not help.
             reason = f"what run {self.journal.id!r} did last cannot be recorded: {trouble}; then resume() it"
@@ -485,6 +509,26 @@ class Execution(msgspec.Struct, eq=False):
     def _tick(self) -> float:
         """Read the store's clock for a record, of a run whose history may be unread."""
         return self._host.now() if self._engine is None else self._engine.tick()
+
+    async def _await_signal(self) -> None:
+        """Leave the run to whoever is there when a signal comes."""
+        self.journal.trouble = None
+        try:
+            assert self._engine is not None
+            if self._engine.has_signal:  # it has come in, and was seen, since the run looked
+                raise SignalArrived
+            await self.journal.park("waiting", None, self._until if self._told is None else 0.0)
+        except SignalArrived:
+            self._is_aside = True
+            self._host.spawn(self.go_on, self)
+        except Suspended:
+            self._leave("left", self.journal.trouble)
+        else:
+            log = self._host.log
+            if log.active:
+                log.info("run.waiting", run_id=self.journal.id, definition=self.definition.name)
+            self.status = "waiting"
+            self._leave("waiting", None)
 
     async def _await_operator(self, trouble: Unresolved) -> None:
         """Leave the run until its operator has answered a question."""

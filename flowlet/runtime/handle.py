@@ -6,18 +6,14 @@ one or in none changes only how soon the answer comes.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Any, Generic, Literal, Protocol, TypeAlias, TypeVar, cast
 
 import msgspec
 
-from flowlet.core.codec import Codec
 from flowlet.core.definitions import RunDefinition
-from flowlet.core.failures import Failure
 from flowlet.core.pipeline import SKIPPED
 from flowlet.core.run_records import (
-    AttemptErred,
     Attention,
     Ended,
     Interrupted,
@@ -25,12 +21,9 @@ from flowlet.core.run_records import (
     Parked,
     Resolved,
     RunRecord,
-    StepEnded,
-    StepErred,
-    StepStopped,
 )
-from flowlet.errors import DecodeError
 from flowlet.runtime.orders import Orders
+from flowlet.runtime.report import RunReport, build_report, name_failure
 from flowlet.store import Head
 
 R_co = TypeVar("R_co", covariant=True)
@@ -48,35 +41,6 @@ Status: TypeAlias = Literal[
     "needs_attention",
     "parked",
 ]
-
-_anything: Codec[Any] = Codec(Any)
-
-
-class StepReport(msgspec.Struct, frozen=True):
-    """What became of one step.
-
-    Attributes:
-        name: its key: the step's name, with an ordinal from the second call on.
-        value: its result; None unless it completed.
-        status: ``"completed"``, ``"failed"``, ``"cancelled"``, ``"retrying"`` or ``"skipped"``.
-        attempts: how often it was tried, as far as recorded.
-        seconds: how long its attempts took together.
-        error: type and message of its (last) error.
-    """
-
-    name: str
-    value: Any
-    status: str
-    attempts: int
-    seconds: float
-    error: str | None = None
-
-
-class RunReport(msgspec.Struct, frozen=True):
-    """What became of a run so far; ``steps`` are in the order of their records."""
-
-    status: Status
-    steps: Mapping[str, StepReport]
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):
@@ -107,6 +71,7 @@ class HandleSource(Protocol):
     async def head(self, id: str) -> Head: ...
     async def records(self, id: str) -> Sequence[RunRecord]: ...
     def stream(self, id: str) -> AsyncIterator[tuple[int, RunRecord]]: ...
+    def follow(self, id: str) -> AsyncIterator[tuple[int, RunRecord]]: ...
     async def result(self, id: str, definition: RunDefinition | None) -> Any: ...
     def definition_of(self, head: Head) -> RunDefinition | None: ...
 
@@ -229,45 +194,50 @@ class Handle(Generic[R_co]):
         async for seq, record in self._source.stream(self.id):
             yield _show(seq, record)
 
+    async def events(self) -> AsyncIterator[Record]:
+        """Yield the run's records as they are stored, from its first one until it has ended, wherever it is executed.
+
+        Raises:
+            RunNotFound: there is no such run.
+
+        Example:
+            >>> import anyio
+            >>> from flowlet import Flowlet, step
+            >>> flow = Flowlet()
+            >>> @step
+            ... async def double(n: int) -> int:
+            ...     return 2 * n
+            >>> twice = flow.saga("twice", double)
+            >>> async def main() -> None:
+            ...     async with flow:
+            ...         handle = await flow.start(twice, 21)
+            ...         print([event.kind async for event in handle.events()])
+            >>> anyio.run(main)
+            ['started', 'step_completed', 'completed']
+        """
+        async for seq, record in self._source.follow(self.id):
+            yield _show(seq, record)
+
+    async def send(self, topic: str, payload: object, /, *, message_id: str | None = None) -> None:
+        """Send the run a signal: whatever waits for the topic goes on with it, now or when the run comes to it.
+
+        Returns when the signal is stored. Signals of one topic are taken in the order in which they were sent.
+
+        Args:
+            topic: of the signal, such as the name of a graph's pause.
+            payload: data of the type that the run takes there.
+            message_id: a second signal with the same one is dropped, so that sending can be repeated.
+
+        Raises:
+            RunError: the run takes no signal of this topic.
+            EncodeError, DecodeError, PayloadTooLarge: the payload is not of that type, or cannot be stored.
+            RunFinished: it has ended.
+            RunNotFound: there is no such run.
+        """
+        await self._source.orders.send(self.id, topic, payload, message_id)
+
     def __repr__(self) -> str:
         return f"<Handle of run {self.id!r}>"
-
-
-def build_report(head: Head, records: Sequence[RunRecord], definition: RunDefinition | None) -> RunReport:
-    """Fold a journal into what became of each step."""
-    steps: dict[str, StepReport] = {}
-    for record in records:
-        if isinstance(record, (AttemptErred, StepEnded, StepErred)):
-            past = steps.get(record.key)
-            seconds = record.seconds + (past.seconds if past else 0.0)
-            value, error = None, None
-            if isinstance(record, StepEnded):
-                value, status = _value(record, definition), "completed"
-            else:
-                status = "retrying" if isinstance(record, AttemptErred) else "failed"
-                error = _name_failure(record.error)
-            steps[record.key] = StepReport(record.key, value, status, record.attempt, seconds, error)
-        elif isinstance(record, StepStopped):
-            steps[record.key] = StepReport(record.key, None, "cancelled", 1, 0.0)
-        elif isinstance(record, Noted) and record.key.startswith(SKIPPED):
-            name = record.key[len(SKIPPED) :]
-            reason = _anything.decode(record.value, "a note")
-            steps[name] = StepReport(name, None, "skipped", 0, 0.0, str(reason))
-    return RunReport(cast(Status, head.status), steps)
-
-
-def _value(record: StepEnded, definition: RunDefinition | None) -> Any:
-    """Decode a step's result as its definition says, or to plain data when that is not known here."""
-    name = record.key.partition("#")[0].partition(":")[0]
-    step = None if definition is None or "~" in record.key else definition.steps.get(name)
-    if step is not None:
-        with contextlib.suppress(DecodeError):  # a result of another type than annotated is what the run failed of
-            return step.decode(record.value)
-    return _anything.decode(record.value, record.key)
-
-
-def _name_failure(failure: Failure) -> str:
-    return f"{failure.type.partition(':')[2]}: {failure.message}"
 
 
 _KINDS = {
@@ -277,6 +247,7 @@ _KINDS = {
     "StepErred": "step_failed",
     "StepStopped": "step_cancelled",
     "AttemptErred": "attempt_failed",
+    "SignalTaken": "signal",
     "Parked": "parked",
 }
 
@@ -299,7 +270,7 @@ def _show(seq: int, record: RunRecord) -> Record:
         step=_step_of(record),
         attempt=getattr(record, "attempt", None),
         seconds=getattr(record, "seconds", None),
-        error=_reason(record) if error is None else _name_failure(error),
+        error=_reason(record) if error is None else name_failure(error),
     )
 
 

@@ -58,6 +58,7 @@ class Journal(msgspec.Struct, eq=False):
         create: the first append makes the run, as this says but under its id; set while that has not happened.
         status: the head's status from the next append on, if it is to change.
         inbox: the number of the last signal that the run has seen.
+        consumed: signals up to this number were given to the run, as its records say.
         marked: listings show that the run was sent an order; the next append takes that back.
         trouble: why the run cannot go on here, once that is so.
         unsure: an append was cut off by a cancellation; see `catch_up`.
@@ -73,6 +74,7 @@ class Journal(msgspec.Struct, eq=False):
     marked: bool = False
     unsure: bool = False
     inbox: int = 0
+    consumed: int = 0
     status: str | Unchanged = UNCHANGED
     trouble: Exception | None = None
 
@@ -90,7 +92,12 @@ class Journal(msgspec.Struct, eq=False):
         write = self.create
         if write is None:
             write = Write(
-                id=self.id, expect=self.version, fence=self.fence, records=tuple(self.pending), status=self.status
+                id=self.id,
+                expect=self.version,
+                fence=self.fence,
+                records=tuple(self.pending),
+                status=self.status,
+                consumed=self.consumed,
             )
         else:
             status = write.status if self.status is UNCHANGED else self.status
@@ -178,6 +185,7 @@ class Journal(msgspec.Struct, eq=False):
                 status=status,
                 wake=wake,
                 owner=None,
+                consumed=self.consumed,
             )
         )
 

@@ -11,10 +11,12 @@ import re
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import anyio
+from msgspec.structs import replace
 
 from flowlet.core.codec import encode, pack
 from flowlet.core.definitions import RunDefinition
 from flowlet.core.engine import COMPENSATING
+from flowlet.core.faults import nearest
 from flowlet.core.ids import check_id
 from flowlet.core.run_records import (
     Action,
@@ -27,6 +29,7 @@ from flowlet.core.run_records import (
     Parked,
     Resolved,
     RunRecord,
+    SignalTaken,
     Started,
     StepEnded,
     StepErred,
@@ -39,6 +42,8 @@ from flowlet.store import Head, New, Signal, Store, Stored, Write
 
 if TYPE_CHECKING:
     from flowlet.runtime.execution import Execution
+
+_OURS: Final = "flowlet/"
 
 CANCEL: Final = "flowlet/cancel"
 """The topic of the signal that cancels a run."""
@@ -67,6 +72,7 @@ class OrdersHost(Protocol):
     async def head(self, id: str) -> Head: ...
     async def load(self, id: str, *, after: int = 0, limit: int | None = None) -> Stored: ...
     async def take_up(self, id: str) -> None: ...
+    async def look(self, execution: Execution) -> None: ...
 
 
 class Orders:
@@ -104,6 +110,32 @@ class Orders:
         elif head.owner is None:
             await self._host.take_up(id)
 
+    async def send(self, id: str, topic: str, payload: object, message_id: str | None) -> None:
+        """Put a signal into a run's inbox; see `Handle.send`."""
+        if not isinstance(topic, str) or not topic or topic.startswith(_OURS):
+            raise RunError(f"send() takes a topic, a text that does not begin with {_OURS!r}, not {topic!r}")
+        if message_id is not None and (not isinstance(message_id, str) or message_id.startswith(_OURS)):
+            raise RunError(f"message_id: takes a text that does not begin with {_OURS!r}, not {message_id!r}")
+        head = await self._host.head(id)
+        self._check_open(head)
+        what = f"the payload of signal {topic!r}"
+        data = encode(payload, what)
+        check_size(data, self._host.max_payload, what, FRAME + 2 * len(topic))
+        definition = self._host.definition_of(head)
+        if definition is not None and definition.signals:
+            codec = definition.signals.get(topic)
+            if codec is None:
+                raise RunError(
+                    f"run {id!r} of {definition.name!r} takes no signal {topic!r}{nearest(topic, definition.signals)}"
+                )
+            codec.decode(data, what)
+        await self._store.append((Write(id=id, signals=(Signal(topic, data, message_id),), state=ORDERED),))
+        execution = self._host.live.get(id)
+        if execution is not None:
+            await self._host.look(execution)
+        else:
+            await self._host.take_up(id)
+
     async def resume(self, id: str) -> None:
         """Let a run go on that waits for its operator; see `Handle.resume`."""
         head = await self._host.head(id)
@@ -124,7 +156,7 @@ class Orders:
             value = encode(result, what)
             check_size(value, self._host.max_payload, what, FRAME + len(step))
             definition = self._host.definition_of(head)
-            found = None if definition is None else definition.steps.get(re.split("[#:]", step, maxsplit=1)[0])
+            found = None if definition is None else definition.steps.get(re.split(r"[#:[]", step, maxsplit=1)[0])
             if found is not None:
                 found.decode(value)
         await self._answer(head, last, "skip", step, value)
@@ -166,7 +198,7 @@ class Orders:
             create=New("run", beginning.definition, beginning.version),
             status="running",
             wake=0.0,
-            records=(pack(beginning), *(stored.records[n] for n in copied)),
+            records=(pack(beginning), *(_copy(stored.records[n], records[n]) for n in copied)),
         )
         try:
             await self._store.append((write,))
@@ -225,6 +257,11 @@ def cancelled(id: str) -> RunCancelled:
     return RunCancelled(f"run {id!r} was cancelled, and what it had done was undone")
 
 
+def _copy(data: bytes, record: RunRecord) -> bytes:
+    """Return a record as a fork has it: the signals that it has taken are not in its own inbox."""
+    return pack(replace(record, number=0)) if isinstance(record, SignalTaken) else data
+
+
 def _prefix(id: str, records: list[RunRecord], from_step: str) -> list[int]:
     """Return the places of the records that a fork copies: the outcomes before the first record of a step."""
     places: list[int] = []
@@ -236,7 +273,7 @@ def _prefix(id: str, records: list[RunRecord], from_step: str) -> list[int]:
             if record.key == from_step:
                 return places
             keys[record.key] = None
-        if isinstance(record, (StepEnded, StepErred, StepStopped, Noted, Attention)) or (
+        if isinstance(record, (StepEnded, StepErred, StepStopped, SignalTaken, Noted, Attention)) or (
             isinstance(record, Resolved) and isinstance(records[place - 1], Attention)
         ):
             places.append(place)

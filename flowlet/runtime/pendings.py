@@ -21,17 +21,44 @@ class LocalPending(Pending):
         told: its task has posted its outcome.
     """
 
-    __slots__ = ("call", "digest", "ended", "error", "launched", "stopping", "task", "told", "value")
+    __slots__ = ("call", "digest", "error", "launched", "stopping", "task", "told", "value")
 
     def __init__(self, start: int, call: StepCall) -> None:
         super().__init__(call.key, start)
         self.call = call
         self.digest = digest(call.input)
-        self.ended = False
         self.launched = False
         self.stopping = False
         self.told = False
         self.task: Task | None = None
+        self.value: bytes = b""
+        self.error: Exception | None = None
+
+    @property
+    def is_running(self) -> bool:
+        """Whether its task is at it; behind that, the task may be at another step."""
+        return self.task is not None and not self.told
+
+    def cancel(self) -> None:
+        """Cancel its effect, if that is under way."""
+        if self.task is not None and not self.told:
+            self.task.cancel()
+
+
+class SignalWait(Pending):
+    """A wait for a signal.
+
+    Attributes:
+        ended: it was given one, or was stopped; that is in the journal.
+        stopping: the interpreter has asked for it to be cancelled.
+    """
+
+    __slots__ = ("error", "stopping", "topic", "value")
+
+    def __init__(self, start: int, key: str, topic: str) -> None:
+        super().__init__(key, start)
+        self.topic = topic
+        self.stopping = False
         self.value: bytes = b""
         self.error: Exception | None = None
 

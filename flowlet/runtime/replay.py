@@ -21,11 +21,12 @@ from flowlet.core.run_records import (
     Parked,
     Resolved,
     RunRecord,
+    SignalTaken,
     Started,
 )
 from flowlet.errors import RunCancelled
 
-Item: TypeAlias = Outcome | Noted | Interrupted | Attention | Resolved
+Item: TypeAlias = Outcome | SignalTaken | Noted | Interrupted | Attention | Resolved
 
 
 class Replay:
@@ -37,16 +38,18 @@ class Replay:
         begun: the steps that must not be repeated unawares and have begun, by start, with their keys.
         intents: how often each of them has begun, whatever came of it, by start.
         order: somebody has a parked run undone, and that has not begun.
+        taken: the numbers of the signals that were given to waits.
         origins: (n, run id): while more than n items are left, the run repeats what that one has done.
     """
 
-    __slots__ = ("attempts", "begun", "intents", "items", "order", "origins")
+    __slots__ = ("attempts", "begun", "intents", "items", "order", "origins", "taken")
 
     def __init__(self, records: Sequence[RunRecord]) -> None:
         self.items: deque[Item] = deque()
         self.attempts: dict[int, list[AttemptErred]] = {}
         self.begun: dict[int, str] = {}
         self.intents: dict[int, int] = {}
+        self.taken: set[int] = set()
         self.order: Exception | None = None
         started = records[0]
         assert isinstance(started, Started)
@@ -70,6 +73,8 @@ class Replay:
         elif not isinstance(record, (Started, Parked, Ended)):
             if isinstance(record, Interrupted):
                 self.order = None  # it has begun
+            if isinstance(record, SignalTaken):
+                self.taken.add(record.number)
             if isinstance(record, Resolved) and isinstance(before, Attention):
                 self.begun = {start: key for start, key in self.begun.items() if key not in before.steps}
             self.items.append(record)
@@ -85,4 +90,6 @@ def name_item(record: Item) -> str:
         return f"a question about step {', '.join(map(repr, record.steps))}"
     if isinstance(record, Resolved):
         return f"an operator's answer, {record.action!r}"
+    if isinstance(record, SignalTaken):
+        return f"signal {record.topic!r}"
     return f"step {record.key!r}"

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, cast
+
+import msgspec
 
 from flowlet.core.codec import pack
 from flowlet.core.current import run_context
@@ -44,6 +46,9 @@ from flowlet.store import Head, New, Store, Stored, Write
 
 _MOST_CLAIMS = 20
 """A run that was taken up so often without a record of progress is parked."""
+
+_IDLE = {*STUCK, "waiting"}
+"""Statuses of runs that do nothing by themselves, so that being looked at says nothing of them."""
 
 _PASSING = (StoreUnavailable, LeaseLost, Conflict)
 """Troubles with the store after which a run may go on here, if it is still ours."""
@@ -100,6 +105,7 @@ class Runs(StoredRuns):
         self._above: dict[str, str] = {}
         self.adopt_machine: Callable[[Head], None] | None = None
         self.make_breaker: Callable[[], Breaker] = _no_breaker
+        self.limits: Mapping[str, float | None] = {}
         self._alarms = Alarms(self.now, self._expire, self._alarms_broke)
 
     # -------------------------------------------------------------- opening and closing
@@ -195,10 +201,9 @@ class Runs(StoredRuns):
         execution, started, given = created
         await execution.run_here(given, (started,))
         error, value = execution.error, execution.value
-        if error is None:
-            assert value is not None
+        if value is not None and error is None:
             return definition.starter.decode(value)
-        if isinstance(error, (Conflict, LeaseLost)):
+        if error is None or isinstance(error, (Conflict, LeaseLost)):  # it waits, or somebody else has it
             return await self.result(execution.journal.id, definition)
         try:
             raise error
@@ -301,10 +306,21 @@ class Runs(StoredRuns):
         """Tell a run to unwind at its deadline."""
         if started.deadline is None:
             return
+        execution.wait_until(started.deadline)
         if started.deadline <= self.now():
             execution.tell(_expired(execution.journal.id))
         else:
             self._alarms.set(execution.journal.id, started.deadline)
+
+    def limit(self, execution: Execution) -> None:
+        """Tell a run to unwind when this process has spent as much time on it as its definition allows."""
+        definition = execution.definition
+        seconds = definition.timeout
+        if seconds is msgspec.UNSET:
+            seconds = self.limits.get(definition.kind)
+        if seconds is not None:
+            execution.spent = self.now() + seconds
+            self._alarms.set_sooner(execution.journal.id, execution.spent)
 
     def _new_journal(self, id: str, definition: RunDefinition, started: Started) -> Journal:
         """Make the journal of a run that is yet to be created, with its first record."""
@@ -385,7 +401,7 @@ class Runs(StoredRuns):
                 continue
             execution = Execution(self, definition, Journal(self._store, head.id, head.version, head.fence))
             self.live[head.id] = execution
-            if head.claims >= _MOST_CLAIMS and head.status not in STUCK:
+            if head.claims >= _MOST_CLAIMS and head.status not in _IDLE:
                 self.spawn(functools.partial(execution.give_up_on, head.claims), execution)
                 continue
             if self.log.active:
@@ -456,6 +472,7 @@ class Runs(StoredRuns):
         """Tell a run of the orders among its signals; return whether there are any."""
         execution.journal.inbox = stored.head.inbox
         execution.journal.marked = stored.head.state == ORDERED
+        execution.hear_of(stored.signals)
         if any(signal.topic == CANCEL for signal in stored.signals):
             execution.tell(cancelled(stored.head.id))
             return True
@@ -478,7 +495,8 @@ class Runs(StoredRuns):
     def _expire(self, id: str) -> None:
         execution = self.live.get(id)
         if execution is not None:
-            execution.tell(_expired(id))
+            is_spent = execution.spent is not None and execution.spent <= self.now()
+            execution.tell(_spent(id) if is_spent else _expired(id))
 
     def _alarms_broke(self, error: BaseException) -> None:
         self.log.error("worker.broken", worker=self.worker.id, error=repr(error))
@@ -554,6 +572,13 @@ class Runs(StoredRuns):
 
 def _expired(id: str) -> RunTimeout:
     return RunTimeout(f"run {id!r} had not ended at its deadline, and what it had done was undone")
+
+
+def _spent(id: str) -> RunTimeout:
+    return RunTimeout(
+        f"run {id!r} had not ended within its timeout; give it more with timeout=, which counts from when a process "
+        "takes it up"
+    )
 
 
 def _no_breaker() -> Breaker:

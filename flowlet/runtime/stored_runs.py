@@ -19,6 +19,9 @@ Find: TypeAlias = Callable[[str, str], RunDefinition | None]
 
 _PAGE = 500
 
+_LOOK_AGAIN = 1.0
+"""Seconds after which a run is looked at although the store says nothing."""
+
 
 class StoredRuns:
     """Reads the runs of a store.
@@ -51,6 +54,21 @@ class StoredRuns:
                 after += 1
                 yield after, self.decode(id, after, data)
             if after >= stored.head.version:
+                return
+
+    async def follow(self, id: str) -> AsyncIterator[tuple[int, RunRecord]]:
+        """Yield a run's records with their numbers as they are stored, until it has ended."""
+        after, seen = 0, -1
+        while True:
+            seen = await self._store.watch(seen, _LOOK_AGAIN)
+            head = (await self.load(id, limit=0)).head
+            while after < head.version:
+                stored = await self.load(id, after=after, limit=_PAGE)
+                for data in stored.records:
+                    after += 1
+                    yield after, self.decode(id, after, data)
+                head = stored.head
+            if head.closed is not None:
                 return
 
     def definition_of(self, head: Head) -> RunDefinition | None:

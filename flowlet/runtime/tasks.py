@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Awaitable, Callable
+from contextvars import copy_context
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar, cast
 
@@ -91,16 +92,19 @@ Main = Callable[[], Awaitable[None]]
 OnError = Callable[[BaseException], None]
 
 
-def spawn(main: Main, on_error: OnError, on_done: Callable[[Task], None] | None = None) -> Task:
+def spawn(
+    main: Main, on_error: OnError, on_done: Callable[[Task], None] | None = None, *, inherits: bool = False
+) -> Task:
     """Start ``main`` as a task of the running event loop.
 
     Args:
         on_error: hears of what it raises.
         on_done: called when the task is over, also when it was cancelled before it began.
+        inherits: it works for whoever spawns it, in the same context variables, and not for flowlet.
     """
     if on_trio():
-        return _TrioTask(main, on_error, on_done)
-    return _AsyncioTask(main, on_error, on_done)
+        return _TrioTask(main, on_error, on_done, inherits)
+    return _AsyncioTask(main, on_error, on_done, inherits)
 
 
 def current_task_function() -> Callable[[], object]:
@@ -258,7 +262,7 @@ def loop_token() -> object:
     return asyncio.get_running_loop()
 
 
-def _leave_contexts() -> None:
+def leave_contexts() -> None:
     """A task of flowlet's own belongs to no run or machine callback of whoever spawned it."""
     run_context.set(None)
     machine_context.set(None)
@@ -267,12 +271,14 @@ def _leave_contexts() -> None:
 class _AsyncioTask:
     __slots__ = ("_on_done", "_task", "done")
 
-    def __init__(self, main: Main, on_error: OnError, on_done: Callable[[Task], None] | None) -> None:
+    def __init__(
+        self, main: Main, on_error: OnError, on_done: Callable[[Task], None] | None, inherits: bool = False
+    ) -> None:
         import asyncio
 
         self.done = Latch()
         self._on_done = on_done
-        self._task = asyncio.get_running_loop().create_task(self._run(main, on_error))
+        self._task = asyncio.get_running_loop().create_task(self._run(main, on_error, inherits))
         # Not a `finally` in `_run`: a task that is cancelled before it began never gets there.
         self._task.add_done_callback(self._finish)
 
@@ -282,10 +288,11 @@ class _AsyncioTask:
             on_done(self)
         self.done.set()
 
-    async def _run(self, main: Main, on_error: OnError) -> None:
+    async def _run(self, main: Main, on_error: OnError, inherits: bool) -> None:
         import asyncio
 
-        _leave_contexts()
+        if not inherits:
+            leave_contexts()
         try:
             await main()
         except asyncio.CancelledError:
@@ -302,18 +309,22 @@ class _AsyncioTask:
 class _TrioTask:
     __slots__ = ("_on_done", "_scope", "done")
 
-    def __init__(self, main: Main, on_error: OnError, on_done: Callable[[Task], None] | None) -> None:
+    def __init__(
+        self, main: Main, on_error: OnError, on_done: Callable[[Task], None] | None, inherits: bool = False
+    ) -> None:
         import trio
 
         self.done = Latch()
         self._on_done = on_done
         self._scope = trio.CancelScope()
-        trio.lowlevel.spawn_system_task(self._run, main, on_error)
+        context = copy_context() if inherits else None  # by default a system task has the one of the trio run
+        trio.lowlevel.spawn_system_task(self._run, main, on_error, inherits, context=context)
 
-    async def _run(self, main: Main, on_error: OnError) -> None:
+    async def _run(self, main: Main, on_error: OnError, inherits: bool) -> None:
         import trio
 
-        _leave_contexts()
+        if not inherits:
+            leave_contexts()
         try:
             with self._scope:
                 await main()

@@ -9,7 +9,7 @@ engine but its protocol, so that it runs on a distributed one as well.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -58,13 +58,14 @@ class StrictJournal:
 
 
 class StrictPending(Pending):
-    """A step that was started."""
+    """A step that was started, or a wait for a signal, which has a topic and no call."""
 
-    __slots__ = ("call", "ended", "stopping")
+    __slots__ = ("call", "ended", "stopping", "topic")
 
-    def __init__(self, start: int, call: StepCall) -> None:
-        super().__init__(call.key, start)
+    def __init__(self, start: int, key: str, call: StepCall | None, topic: str = "") -> None:
+        super().__init__(key, start)
         self.call = call
+        self.topic = topic
         self.ended = False
         self.stopping = False
 
@@ -95,7 +96,14 @@ class StrictEngine:
             raise NotTheSame(f"key {call.key!r} was given to two steps")
         self._keys.add(call.key)
         self._start("step", call.key, call.definition.name, call.input)
-        return StrictPending(self._position, call)
+        return StrictPending(self._position, call.key, call)
+
+    def signal(self, key: str, topic: str, /) -> StrictPending:
+        if key in self._keys:
+            raise NotTheSame(f"key {key!r} was given to two starts")
+        self._keys.add(key)
+        self._start("signal", key, topic)
+        return StrictPending(self._position, key, None, topic)
 
     def cancel(self, pending: Pending, /) -> None:
         assert isinstance(pending, StrictPending)
@@ -116,6 +124,9 @@ class StrictEngine:
     def done(self) -> Sequence[tuple[StepCall, bytes | None]]:
         return list(self._done)
 
+    def obey(self) -> None:
+        """Nobody tells this run anything."""
+
     async def attend(self, question: Question, /) -> Resolved:
         self._start("ask", question.status, question.steps)
         if self._verdicts == len(self.journal.verdicts):
@@ -127,7 +138,7 @@ class StrictEngine:
             raise Decided(question.error or question.errors[0])
         return verdict
 
-    async def first(self, pending: Sequence[Pending], /) -> Sequence[Pending]:
+    async def first(self, pending: Collection[Pending], /) -> Sequence[Pending]:
         ours = [p for p in pending if isinstance(p, StrictPending)]
         assert len(ours) == len(pending) > 0, "it waits for nothing"
         ended = [p for p in ours if p.ended]
@@ -148,6 +159,10 @@ class StrictEngine:
         assert pending.ended, "it asks for a value before the step has ended"
         kind, data = self.journal.outcomes[pending.start]
         call = pending.call
+        if call is None:
+            if kind == "cancelled":
+                raise StepCancelled(pending.key)
+            return data
         if kind == "ok":
             if call.definition.compensation is not None:
                 self._done.append((call, data))
@@ -193,6 +208,7 @@ class StrictRun:
         dice: decides which of the steps that a run waits for ends first.
         provide: as in the runtime.
         answer: gives the operator's answers.
+        signals: the encoded payloads that are sent, by topic.
 
     Attributes:
         undone: what the interpretation says that it undid.
@@ -205,6 +221,7 @@ class StrictRun:
         dice: random.Random,
         provide: Provide | None = None,
         answer: Callable[[Question], Resolved] | None = None,
+        signals: dict[str, list[bytes]] | None = None,
     ) -> None:
         found = definition_of(definition)
         assert isinstance(found, RunDefinition)
@@ -214,6 +231,7 @@ class StrictRun:
         self._input = found.starter.encode_input(found.starter.bind(inputs, {}))
         self._dice = dice
         self._answer = answer
+        self._signals = {topic: list(payloads) for topic, payloads in (signals or {}).items()}
         self._provide: Provide = provide or (lambda annotation: annotation())
 
     async def result(self) -> Any:
@@ -250,16 +268,20 @@ class StrictRun:
             error = reason.error if isinstance(reason, Decided) else reason
             undoes = interpretation.undoes
             self.undone = await interpretation.backward(error)
-            assert undoes == bool(self.undone.steps)
+            assert undoes or not self.undone.steps  # a pipeline does what is left to do, and undoes nothing
             engine.check_used()
             raise error from None
         engine.check_used()
         return definition.starter.decode(value)
 
     async def _end_one(self, asked: Sequence[StrictPending]) -> None:
-        """Let one of the steps that the run waits for come to its end, while nothing of the run is in memory."""
-        pending = self._dice.choice(asked)
-        if pending.start not in self.journal.outcomes:
+        """Let something that the run waits for come to its end, while nothing of the run is in memory."""
+        pending = self._dice.choice([p for p in asked if p.call or p.stopping or self._signals.get(p.topic)])
+        if pending.call is None:
+            sent = self._signals.get(pending.topic)
+            is_sent = bool(sent) and not pending.stopping
+            self.journal.outcomes[pending.start] = ("ok", sent.pop(0)) if sent and is_sent else ("cancelled", b"")
+        elif pending.start not in self.journal.outcomes:
             if pending.stopping and self._dice.random() < 0.7:  # or it was too late to stop it
                 self.journal.outcomes[pending.start] = ("cancelled", b"")
             else:

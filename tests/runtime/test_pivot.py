@@ -644,8 +644,7 @@ async def test_a_sibling_of_the_pivot_fails_before_it_returns(
 ) -> None:
     """Which of the two comes first decides whether there is a way back."""
     world.fail["left"] = 1
-    world.hang.add("left" if pivot_first else "charge")
-    world.hang.add("right")
+    world.hang.update(("left", "right") if pivot_first else ("left", "charge", "right"))
     async with flow:
         handle = await flow.start(gathering(flow, world), id="s")
         if pivot_first:
@@ -661,6 +660,8 @@ async def test_a_sibling_of_the_pivot_fails_before_it_returns(
             await handle.resume()
             assert await result_of(handle.result()) == ALL
         else:
+            await until(lambda: {"left", "charge", "right"} <= {*world.seen})
+            world.hang.discard("left")
             assert isinstance(await result_of(handle.result()), Broken)
             assert sorted(world.cut) == ["charge", "right"]
             assert world.done == ["reserve", "left", "undo-right-None", "undo-reserve-reserve"]
@@ -691,9 +692,11 @@ async def test_a_pivot_that_cannot_be_stopped_any_more_when_its_sibling_fails(
         return body
 
     world.fail["left"] = 1
-    world.hang.update(("charge", "right"))
+    world.hang.update(("left", "charge", "right"))
     async with Flowlet(new_store()) as flow:
         handle = await flow.start(build(flow), id="s")
+        await until(lambda: {"left", "charge", "right"} <= {*world.seen})
+        world.hang.discard("left")
         await until(lambda: "right" in world.cut)
         world.hang.clear()
         error = await result_of(handle.result())

@@ -374,7 +374,7 @@ async def test_a_pipeline_is_taken_up_where_it_was(new_store: Callable[[], Store
         "skipped": "skipped",
         "after": "skipped",
         "bad": "failed",
-        "bad~mend": "completed",
+        "bad:mend": "completed",
         "last": "completed",
     }
 
