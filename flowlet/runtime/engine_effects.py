@@ -66,7 +66,7 @@ class EffectsEngine(ReplayingEngine):
             self.reread()
         await self._halt_children()
         self.order, self.interrupted, self.committed = None, True, False
-        self.journal.pending.append(pack(("i", self._runner.tick(), self.describe(order))))
+        self.journal.pending.append(pack(("i", self._stamp(), self.describe(order))))
         await self._end_halted()
         self.journal.status = COMPENSATING
 
@@ -274,7 +274,7 @@ class EffectsEngine(ReplayingEngine):
     def _take_signal(self, wait: SignalWait, signal: Signal) -> None:
         journal = self.journal
         journal.pending.append(
-            pack(("g", wait.start, wait.key, wait.topic, self._runner.tick(), signal.number, signal.payload))
+            pack(("g", wait.start, wait.key, wait.topic, self._stamp(), signal.number, signal.payload))
         )
         self._taken = {*self._taken, signal.number}
         kept = [s.number for s in self.signals if s.number not in self._taken]
@@ -306,8 +306,10 @@ class EffectsEngine(ReplayingEngine):
             pending.call.doubtful |= self._doubt
         if self._lanes is None:
             self._lanes = Lanes(self._lane_broke)
-        self._lanes.queue.extend(jobs)
-        self._lanes.go()
+        self._told_at = self._runner.now
+        # What is on record as begun begins first, all of it: nobody could tell that it had not.
+        self._lanes.queue.extend(sorted(jobs, key=_StepJob.may_wait) if intents else jobs)
+        self._lanes.go(len(intents) or 1)
 
     async def _run_inline(self, pending: LocalPending) -> None:
         pending.launched = True
@@ -364,6 +366,7 @@ class EffectsEngine(ReplayingEngine):
             return False
         self._inbox.popleft()
         self.journal.pending.append(notice.record)
+        self._told_at = notice.at
         self._doubt = False
         self._end(notice.pending, notice.value, None)
         return True
@@ -388,6 +391,7 @@ class EffectsEngine(ReplayingEngine):
             await self._see_halted(pending)
         if notice.record:
             self.journal.pending.append(notice.record)
+            self._told_at = notice.at
         if notice.seen is not None:
             await self.journal.commit()
             notice.seen.set()
@@ -423,6 +427,7 @@ class EffectsEngine(ReplayingEngine):
     def _post(self, notice: Notice) -> None:
         assert self._inbox is not None
         notice.pending.told = notice.seen is None
+        notice.at = self._runner.now  # of its record, which was made just now
         self._inbox.append(notice)
         if self._bell is not None:
             self._bell.set()
@@ -478,7 +483,9 @@ class EffectsEngine(ReplayingEngine):
     def note_stopped(self, pending: LocalPending) -> None:
         """Post that a step was stopped by the interpreter, or by something else."""
         if pending.stopping:  # perhaps before it began: that is its outcome
-            self._post(Notice(pending, self._runner.pack_stopped(pending.start, pending.call, begun=True)))
+            self._post(
+                Notice(pending, self._runner.pack_stopped(pending.start, pending.call, True, self._runner.tick()))
+            )
             return
         error = RunError(f"step {pending.key!r} awaited something that was cancelled elsewhere")
         records: list[bytes] = []
@@ -502,6 +509,9 @@ class _StepJob:
     @property
     def stopping(self) -> bool:
         return self._pending.stopping
+
+    def may_wait(self) -> bool:
+        return not self._pending.call.definition.at_most_once
 
     def begin(self, task: Task, /) -> Coroutine[Any, Any, None] | None:
         engine, pending = self._engine, self._pending

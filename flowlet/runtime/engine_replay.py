@@ -126,6 +126,7 @@ class ReplayingEngine(msgspec.Struct, eq=False):
     _inbox: deque[Notice] | None = None
     _lanes: Lanes | None = None
     _has_news: bool = False  # a signal has come in
+    _told_at: float = 0.0  # the time of the last record, while there are steps that have ended and were not told
     _bell: anyio.Event | None = None
 
     def repeat(self, records: Sequence[RunRecord]) -> None:
@@ -145,7 +146,7 @@ class ReplayingEngine(msgspec.Struct, eq=False):
                 self._mismatch(f"decision {key!r}", name_item(front))
             self._pop()
             return front.value
-        self.journal.pending.append(pack(("n", key, value, self._runner.tick())))
+        self.journal.pending.append(pack(("n", key, value, self._stamp())))
         if key == COMPENSATING:
             self.journal.status = COMPENSATING
         return value
@@ -163,7 +164,7 @@ class ReplayingEngine(msgspec.Struct, eq=False):
                 return True
         if self._replay or any(start > self._starts for start in (*self._attempts, *self._begun)):
             return False
-        self.journal.pending.append(pack(("n", key, b"", self._runner.tick())))
+        self.journal.pending.append(pack(("n", key, b"", self._stamp())))
         return True
 
     def _forget_patches(self) -> None:
@@ -233,7 +234,13 @@ class ReplayingEngine(msgspec.Struct, eq=False):
 
     def now(self) -> float:
         """Return the time of the last record the run has seen."""
-        return self._runner.now
+        return self._told_at if self._inbox else self._runner.now
+
+    def _stamp(self) -> float:
+        """Return the time for a record of the interpreter's: not behind that of what has ended and was not told."""
+        if not self._inbox:
+            self._told_at = self._runner.tick()
+        return self._told_at
 
     def tick(self) -> float:
         """Read the store's clock for a record."""
@@ -499,13 +506,13 @@ class ReplayingEngine(msgspec.Struct, eq=False):
     def _stop_wait(self, wait: SignalWait) -> None:
         """End a wait that was cancelled before it was given a signal."""
         data = digest(wait.topic.encode())
-        self.journal.pending.append(pack(("c", wait.start, wait.key, data, self._runner.tick(), False)))
+        self.journal.pending.append(pack(("c", wait.start, wait.key, data, self._stamp(), False)))
         self._end_wait(wait, b"", StepCancelled(wait.key))
 
     def _stop(self, pending: LocalPending) -> None:
         """End a step that was cancelled before it had an outcome."""
         begun = pending.launched or self._doubt or pending.start in self._begun
-        self.journal.pending.append(self._runner.pack_stopped(pending.start, pending.call, begun))
+        self.journal.pending.append(self._runner.pack_stopped(pending.start, pending.call, begun, self._stamp()))
         self._end(pending, b"", StepCancelled(pending.key), begun)
 
 

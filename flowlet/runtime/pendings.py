@@ -70,9 +70,10 @@ class Notice:
         seen: the task waits for it to be set, after the record is durable or ``perform`` has been committed;
             then ``error`` says what came of that.
         suspended: the step cannot go on here, so the run cannot.
+        at: the time of the record.
     """
 
-    __slots__ = ("error", "pending", "perform", "record", "seen", "suspended", "value")
+    __slots__ = ("at", "error", "pending", "perform", "record", "seen", "suspended", "value")
 
     def __init__(
         self, pending: LocalPending, record: bytes, value: bytes | None = None, error: Exception | None = None
@@ -81,6 +82,7 @@ class Notice:
         self.record = record
         self.value = value
         self.error = error
+        self.at = 0.0
         self.seen: Latch | None = None
         self.perform: Perform | None = None
         self.suspended = False

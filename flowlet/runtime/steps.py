@@ -366,9 +366,9 @@ class StepRunner(msgspec.Struct, eq=False):
     def _pack(self, tag: str, start: int, call: StepCall, *rest: Any) -> bytes:
         return pack((tag, start, call.key, digest(call.input), call.attempt, self.tick(), *rest))
 
-    def pack_stopped(self, start: int, call: StepCall, begun: bool) -> bytes:
+    def pack_stopped(self, start: int, call: StepCall, begun: bool, at: float) -> bytes:
         """Return the record of a step that was cancelled."""
-        return pack(("c", start, call.key, digest(call.input), self.tick(), begun))
+        return pack(("c", start, call.key, digest(call.input), at, begun))
 
     def pack_began(self, start: int, call: StepCall) -> bytes:
         """Return the record that an attempt is about to begin."""

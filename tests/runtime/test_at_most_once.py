@@ -106,13 +106,15 @@ async def kinds_of(flow: Flowlet, id: str = "p") -> list[str]:
     return [r.kind async for r in flow.handle(id).history()]
 
 
-async def interrupt(flow: Flowlet, world: World, build: Callable[[Flowlet], Any], until: Until, place: str) -> None:
+async def interrupt(
+    flow: Flowlet, world: World, build: Callable[[Flowlet], Any], until: Until, place: str, after: str = ""
+) -> None:
     """End a process in the middle of a step: leave its Flowlet without giving the step time to end."""
     world.hang.add(place)
     flow._grace = 0.0
     async with flow:
         await flow.start(build(flow), id="p")
-        await until(lambda: place in world.seen)
+        await until(lambda: place in world.seen and (not after or after in world.log))
     world.hang.discard(place)
 
 
@@ -337,7 +339,7 @@ async def test_a_failing_sibling_waits_for_it(flow: Flowlet, world: World, until
 
 async def test_two_in_one_gather_are_both_asked_about(new_store: NewStore, world: World, until: Until) -> None:
     world.hang.add("b")
-    await interrupt(Flowlet(new_store()), world, lambda f: beside(f, world), until, "a")
+    await interrupt(Flowlet(new_store()), world, lambda f: beside(f, world), until, "a", after="other")
     world.hang.clear()
     assert world.log == ["other"]
     async with entered(new_store(), lambda f: beside(f, world)) as (_, handle):
