@@ -1,4 +1,4 @@
-"""The assemblers as users type them: ``machine saga pipeline include``, with their types.
+"""The assemblers as users type them: ``machine saga pipeline graph include``, with their types.
 
 Law: `Registry` and `Flowlet` offer the same assemblers, because they inherit them from here; what they
 do is in `flowlet.core.registry`.
@@ -7,23 +7,28 @@ do is in `flowlet.core.registry`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, overload
 
+from msgspec import UNSET, UnsetType
+
 from flowlet.core.annotations import caller_namespace
-from flowlet.core.assembly import Options
-from flowlet.core.pipeline import OnError, StepRef
+from flowlet.core.assembly import Options, PipelineOptions
+from flowlet.core.pipeline_failures import OnError
 from flowlet.core.retry import Seconds
+from flowlet.core.wiring import StepRef
 from flowlet.errors import DefinitionError
 
 if TYPE_CHECKING:
+    from flowlet.graph import Graph
     from flowlet.registry import Registry
 
 C = TypeVar("C", bound=type[Any])
 F = TypeVar("F", bound=Callable[..., Any])
 AF = TypeVar("AF", bound=Callable[..., Coroutine[Any, Any, Any]])
 R = TypeVar("R")
+S = TypeVar("S")
 
 AnyStep: TypeAlias = Callable[..., Any]
 Migrations: TypeAlias = Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]]
@@ -176,6 +181,7 @@ class Assembler(ABC):
         space = caller_namespace(1)
         options = Options(version=version, deadline=deadline, together=parallel_compensation)
         if args and isinstance(args[0], str):
+            _check_name("saga", args[0], name)
             return self.registry.assemble_saga(args[0], args[1:], options=options, namespace=space)
         return self._assemble_body("saga", args, name, options, space)
 
@@ -191,8 +197,13 @@ class Assembler(ABC):
         *steps: *tuple[*tuple[AnyStep, ...], Callable[..., Awaitable[R]]],
         version: int = 1,
         deadline: Seconds | None = None,
+        timeout: Seconds | UnsetType | None = UNSET,
+        max_concurrency: int | None = None,
+        needs: Mapping[StepRef, StepRef | Sequence[StepRef]] | None = None,
         when: Mapping[StepRef, Callable[..., bool]] | None = None,
         on_error: OnError | Mapping[StepRef, OnError] = "stop",
+        each: Mapping[StepRef, StepRef] | None = None,
+        finally_: Sequence[AnyStep] | AnyStep = (),
     ) -> Callable[..., Coroutine[Any, Any, R]]: ...
     @overload
     def pipeline(
@@ -202,12 +213,23 @@ class Assembler(ABC):
         *steps: *tuple[*tuple[AnyStep, ...], Callable[..., R]],
         version: int = 1,
         deadline: Seconds | None = None,
+        timeout: Seconds | UnsetType | None = UNSET,
+        max_concurrency: int | None = None,
+        needs: Mapping[StepRef, StepRef | Sequence[StepRef]] | None = None,
         when: Mapping[StepRef, Callable[..., bool]] | None = None,
         on_error: OnError | Mapping[StepRef, OnError] = "stop",
+        each: Mapping[StepRef, StepRef] | None = None,
+        finally_: Sequence[AnyStep] | AnyStep = (),
     ) -> Callable[..., Coroutine[Any, Any, R]]: ...
     @overload
     def pipeline(
-        self, /, *, name: str | None = None, version: int = 1, deadline: Seconds | None = None
+        self,
+        /,
+        *,
+        name: str | None = None,
+        version: int = 1,
+        deadline: Seconds | None = None,
+        timeout: Seconds | UnsetType | None = UNSET,
     ) -> Callable[[F], F]: ...
     def pipeline(
         self,
@@ -215,21 +237,40 @@ class Assembler(ABC):
         name: str | None = None,
         version: int = 1,
         deadline: Seconds | None = None,
+        timeout: Seconds | UnsetType | None = UNSET,
+        max_concurrency: int | None = None,
+        needs: Mapping[StepRef, StepRef | Sequence[StepRef]] | None = None,
         when: Mapping[StepRef, Callable[..., bool]] | None = None,
         on_error: OnError | Mapping[StepRef, OnError] = "stop",
+        each: Mapping[StepRef, StepRef] | None = None,
+        finally_: Sequence[AnyStep] | AnyStep = (),
     ) -> Any:
         """Assemble a pipeline: an async function, a class with ``__call__``, or a name and steps.
 
         Made of steps, a parameter named like another step takes its result, and independent steps run
-        in parallel. The value is that of the last step listed, None if it was skipped.
+        in parallel. The value is that of the last step listed, None if it was skipped. An assembled saga or
+        pipeline is a step, too: a run of its own. Steps are named by their functions, or by their names.
 
         Args:
             version, deadline: as of a saga.
+            timeout: seconds that a process may spend on a run, counted anew by one that takes it over. The
+                `Flowlet` says what goes for pipelines that say nothing; None is no limit.
+            max_concurrency: so many steps run at once at most, items of ``each`` included; None for all that can.
+            needs: steps that come after others without taking their results: ``{load: [audit]}``.
             when: conditions by step: plain functions of inputs and earlier results. A step whose
                 condition is false is skipped, and so is what needs it.
-            on_error: ``"stop"`` (the pipeline fails), ``"skip"`` (what needs the step is skipped), or
-                a function of the exception whose value takes the place of the result; one for all
-                steps, or a mapping by step.
+            on_error: ``"stop"`` (the pipeline fails), ``"skip"`` (what needs the step is skipped), a function
+                of the exception whose value takes the place of the result, or such a value itself (for a text, a
+                function that returns it); one for all steps, or a mapping by step, ``"*"`` for those not named. A
+                function may take, besides ``error``, inputs and earlier results by their names.
+            each: steps that are done once for each item: ``{clean: "extract"}`` says that the parameter
+                ``extract`` of ``clean`` takes one item of that list at a time. Its value is the list of the
+                results, in the order of the items; ``on_error`` goes for each item, and ``"skip"`` leaves it out. For
+                more than some thousand items use a bulk operation. To a type checker, the value of a pipeline whose
+                last step is done for each item is that of one item.
+            finally_: what is done at the end whatever happened (success, failure, cancellation, deadline), each
+                once, in this order, the next even if one fails. They may take inputs, results (None where
+                there is none) and ``error`` (None after success). One that fails after success fails the pipeline.
 
         Raises:
             DefinitionError: with everything that is wrong with it.
@@ -244,16 +285,83 @@ class Assembler(ABC):
             ... async def total(extract: list[int]) -> int:
             ...     return sum(extract)
             >>> etl = registry.pipeline("etl", extract, total)
+
+            >>> async def clean(extract: int) -> int:
+            ...     return extract * 10
+            >>> async def tell(clean: list[int] | None, error: Exception | None) -> None:
+            ...     print("failed" if error else clean)
+            >>> cleaning = registry.pipeline("cleaning", extract, clean, each={clean: "extract"}, finally_=tell)
         """
         space = caller_namespace(1)
-        options = Options(version=version, deadline=deadline)
+        options = Options(version=version, deadline=deadline, timeout=timeout)
+        pipeline = PipelineOptions(
+            max_concurrency=max_concurrency,
+            needs=needs or {},
+            when=when or {},
+            on_error=on_error,
+            each=each or {},
+            finally_=finally_,
+        )
         if args and isinstance(args[0], str):
+            _check_name("pipeline", args[0], name)
             return self.registry.assemble_pipeline(
-                args[0], args[1:], options=options, namespace=space, when=when or {}, on_error=on_error
+                args[0], args[1:], options=options, namespace=space, pipeline=pipeline
             )
-        if when is not None or on_error != "stop":
-            raise DefinitionError(["when= and on_error= go with a pipeline made of a name and steps"])
+        if pipeline != PipelineOptions() or not (needs is when is each is None):
+            names = "max_concurrency=, needs=, when=, on_error=, each= and finally_="
+            raise DefinitionError([f"{names} go with a pipeline made of a name and steps"])
         return self._assemble_body("pipeline", args, name, options, space)
+
+    def graph(
+        self,
+        name: str,
+        /,
+        *,
+        state: type[S],
+        version: int = 1,
+        max_iterations: int = 100,
+        max_concurrency: int | None = None,
+        timeout: Seconds | None = None,
+        deadline: Seconds | None = None,
+    ) -> Graph[S]:
+        """Begin a graph: nodes joined by edges, where the state decides the way and cycles are allowed.
+
+        Its nodes and edges are then added, see `flowlet.graph.Graph`.
+
+        Args:
+            state: a Struct or a dataclass, which the nodes share. ``Annotated[list[str], operator.add]`` gives a field
+                a reducer, which makes the new value of the present one and of what a node returns for it.
+            version: as of a saga.
+            max_iterations: how often a node may be executed in one run, if it lies in a cycle.
+            max_concurrency: so many nodes execute at once; by default all that can.
+            timeout: seconds (or a timedelta) that a process may spend on a run, from taking it up.
+            deadline: as of a saga.
+
+        Raises:
+            DefinitionError: the name is taken.
+
+        Example:
+            >>> from msgspec import Struct
+            >>> from flowlet import Registry
+            >>> class Draft(Struct):
+            ...     text: str
+            >>> review = Registry().graph("review", state=Draft)
+        """
+        # Loaded when the first graph is made: programs without one need not wait for it.
+        from flowlet.core.graph_checks import GraphOptions
+        from flowlet.graph import Graph
+
+        options = GraphOptions(
+            version=version,
+            max_iterations=max_iterations,
+            max_concurrency=max_concurrency,
+            timeout=timeout,
+            deadline=deadline,
+        )
+        registry = self.registry
+        graph: Graph[S] = Graph(name, state, options, caller_namespace(1), registry._bind_run)
+        registry.add_draft(graph)
+        return graph
 
     def _assemble_body(
         self, kind: str, args: tuple[object, ...], name: str | None, options: Options, space: dict[str, Any]
@@ -278,3 +386,10 @@ class Assembler(ABC):
             >>> flow.include(orders)
         """
         self.registry.merge(*(s.registry if isinstance(s, Assembler) else s for s in sources))
+
+
+def _check_name(kind: str, first: str, name: str | None) -> None:
+    if name is not None:
+        raise DefinitionError(
+            [f"{kind} {first!r}: a {kind} made of steps has its name in front; leave name={name!r} out"]
+        )

@@ -13,17 +13,23 @@ from typing import Literal
 __all__ = [
     "AlreadyDecided",
     "ApprovalRejected",
+    "BulkFailed",
     "CompensationFailed",
     "ConfigError",
     "Conflict",
     "CopyMismatch",
+    "CycleError",
     "DecodeError",
     "DefinitionError",
+    "EdgeFailed",
     "EncodeError",
     "FlowletError",
+    "GraphError",
+    "GraphStuck",
     "HistoryMismatch",
     "HookFailed",
     "IdConflict",
+    "IterationLimit",
     "LeaseLost",
     "MachineError",
     "MissingExtra",
@@ -40,6 +46,8 @@ __all__ = [
     "StoreInUse",
     "StoreUnavailable",
     "TransitionNotAllowed",
+    "UpdateError",
+    "WriteConflict",
 ]
 
 
@@ -62,6 +70,23 @@ class DefinitionError(FlowletError):
 
     def __reduce__(self) -> tuple[type[DefinitionError], tuple[tuple[str, ...]]]:
         return type(self), (self.problems,)
+
+
+class CycleError(FlowletError):
+    """What was to be put in order has a cycle.
+
+    Attributes:
+        cycle: its nodes, the first one once.
+    """
+
+    cycle: tuple[str, ...]
+
+    def __init__(self, cycle: Sequence[str]) -> None:
+        self.cycle = tuple(cycle)
+        super().__init__(f"there is a cycle: {' -> '.join([*self.cycle, *self.cycle[:1]])}")
+
+    def __reduce__(self) -> tuple[type[CycleError], tuple[tuple[str, ...]]]:
+        return type(self), (self.cycle,)
 
 
 # ------------------------------------------------------------------ machines
@@ -182,7 +207,7 @@ class RunParked(RunError):
 
 
 class RunCancelled(RunError):
-    """The run was cancelled and what it had done was compensated."""
+    """The run was cancelled; what has a compensation was undone."""
 
 
 class StepFailed(RunError):
@@ -207,7 +232,7 @@ class StepFailed(RunError):
 
 
 class RunTimeout(RunError, TimeoutError):
-    """The run had not ended at its deadline; what it had done was compensated."""
+    """The run had not ended at its deadline; what has a compensation was undone."""
 
 
 class StepTimeout(RunError, TimeoutError):
@@ -240,6 +265,31 @@ class CompensationFailed(RunError, ExceptionGroup[Exception]):
         return type(self), (self.failed, self.exceptions)
 
 
+class BulkFailed(RunError, ExceptionGroup[Exception]):
+    """Items of a bulk operation failed whose values were asked for all together.
+
+    It is itself the group of their exceptions (``.exceptions``), each of which has a note that names its item.
+
+    Attributes:
+        failed: the places of these items among all, from 0, in the same order.
+    """
+
+    failed: tuple[int, ...]
+
+    def __new__(cls, failed: Sequence[int], errors: Sequence[Exception]) -> BulkFailed:
+        some = ", ".join(map(str, failed[:10])) + (", ..." if len(failed) > 10 else "")
+        count = "1 item has" if len(failed) == 1 else f"{len(failed):,} items have"
+        self = super().__new__(cls, f"{count} failed ({some}); await the bulk for a report of all items", list(errors))
+        self.failed = tuple(failed)
+        return self
+
+    def __init__(self, failed: Sequence[int], errors: Sequence[Exception]) -> None:
+        """Accept what `__new__` took; the group has been built there."""
+
+    def __reduce__(self) -> tuple[type[BulkFailed], tuple[tuple[int, ...], tuple[Exception, ...]]]:
+        return type(self), (self.failed, self.exceptions)
+
+
 class ApprovalRejected(RunError):
     """The approval chain ended without approval."""
 
@@ -250,6 +300,98 @@ class AlreadyDecided(RunError):
 
 class HistoryMismatch(RunError):
     """What is recorded does not fit the definition that reads it."""
+
+
+# ------------------------------------------------------------------ graphs
+class GraphError(RunError):
+    """The run of a graph cannot go on, because of how the graph is made or what its nodes have returned."""
+
+
+class GraphStuck(GraphError):
+    """Every branch of a graph's run has ended, and none of them at a final node.
+
+    Attributes:
+        died: the nodes after which no edge was taken.
+    """
+
+    def __init__(self, message: str, died: Sequence[str] = ()) -> None:
+        self._died = list(died)
+        super().__init__(message)
+
+    @property
+    def died(self) -> tuple[str, ...]:
+        return tuple(self._died)
+
+
+class WriteConflict(GraphError):
+    """Two nodes, neither of which came before the other, have changed the same field, which has no reducer.
+
+    Attributes:
+        field: the field.
+        writers: the keys of the two.
+    """
+
+    field: str
+
+    def __init__(self, message: str, field: str = "", writers: Sequence[str] = ()) -> None:
+        self.field, self._writers = field, list(writers)
+        super().__init__(message)
+
+    @property
+    def writers(self) -> tuple[str, ...]:
+        return tuple(self._writers)
+
+
+class UpdateError(GraphError):
+    """What a node has returned, or a ``merge=`` made of a payload, is no change of the graph's state.
+
+    Attributes:
+        node: the node or pause.
+        field: the field in question, ``""`` if there is none.
+    """
+
+    node: str
+    field: str
+
+    def __init__(self, message: str, node: str = "", field: str = "") -> None:
+        self.node, self.field = node, field
+        super().__init__(message)
+
+
+class EdgeFailed(GraphError):
+    """The ``when=`` of an edge has raised, or has answered with a coroutine.
+
+    Attributes:
+        source, target: the nodes that the edge joins.
+    """
+
+    source: str
+    target: str
+
+    def __init__(self, message: str, source: str = "", target: str = "") -> None:
+        self.source, self.target = source, target
+        super().__init__(message)
+
+
+class IterationLimit(GraphError):
+    """A node or an edge of a cycle has come up more often than its ``max_iterations`` allows.
+
+    Attributes:
+        node: the node, or the one that the edge leads to.
+        limit: how often it may.
+        cycle: the nodes of a cycle that it lies in, the first one once.
+    """
+
+    node: str
+    limit: int
+
+    def __init__(self, message: str, node: str = "", limit: int = 0, cycle: Sequence[str] = ()) -> None:
+        self.node, self.limit, self._cycle = node, limit, list(cycle)
+        super().__init__(message)
+
+    @property
+    def cycle(self) -> tuple[str, ...]:
+        return tuple(self._cycle)
 
 
 # ------------------------------------------------------------------ stores

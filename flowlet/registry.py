@@ -120,7 +120,7 @@ def describe(thing: Any, /) -> dict[str, Any]:
     """Return an assembled definition as plain data that JSON can hold: its states and transitions, or its steps.
 
     Args:
-        thing: a machine's class or object, or an assembled saga or pipeline.
+        thing: a machine's class or object, or an assembled saga, pipeline or graph.
 
     Raises:
         DefinitionError: it has not been assembled.
@@ -141,7 +141,9 @@ def describe(thing: Any, /) -> dict[str, Any]:
     """
     found = definition_of(thing) or definition_of(type(thing))
     if found is None:
-        raise DefinitionError([f"{thing!r} is no machine, saga or pipeline; assemble it with a Flowlet or a Registry"])
+        raise DefinitionError(
+            [f"{thing!r} is no machine, saga, pipeline or graph; assemble it with a Flowlet or a Registry"]
+        )
     exported: dict[str, Any] = found.export()
     return exported
 

@@ -10,12 +10,17 @@ import pytest
 
 from flowlet import errors
 from flowlet.errors import (
+    BulkFailed,
     CompensationFailed,
     Conflict,
     CopyMismatch,
+    CycleError,
     DefinitionError,
+    EdgeFailed,
     FlowletError,
+    GraphStuck,
     HookFailed,
+    IterationLimit,
     LeaseLost,
     MachineError,
     MissingExtra,
@@ -28,6 +33,8 @@ from flowlet.errors import (
     StoreError,
     StoreInUse,
     TransitionNotAllowed,
+    UpdateError,
+    WriteConflict,
 )
 
 SAMPLES: list[FlowletError] = [
@@ -39,6 +46,7 @@ SAMPLES: list[FlowletError] = [
     StepFailed("it failed", "charge", 3, "shop:Declined"),
     StepTimeout("too long"),
     CompensationFailed(["charge"], [ValueError("no")]),
+    BulkFailed([3, 7], [ValueError("no"), KeyError("a")]),
     Conflict(3, 4, "o-1"),
     LeaseLost("taken over", "o-1"),
     RunFinished("it has ended", "o-1"),
@@ -46,6 +54,12 @@ SAMPLES: list[FlowletError] = [
     MissingExtra("pip install 'flowlet[redis]'"),
     StoreInUse("three are owned", 3, "o-1"),
     CopyMismatch("it differs", "o-1"),
+    CycleError(["a", "b"]),
+    GraphStuck("no edge was taken", ["a", "b"]),
+    WriteConflict("both have changed it", "note", ["a", "b"]),
+    UpdateError("no such field", "a", "nte"),
+    EdgeFailed("when= failed", "a", "b"),
+    IterationLimit("too often", "a", 100, ["a", "b"]),
 ]
 
 
@@ -71,9 +85,17 @@ TREE = {
     "StepFailed": RunError,
     "StepTimeout": RunError,
     "CompensationFailed": RunError,
+    "BulkFailed": RunError,  # not in the design: the values of all items were asked for, and some failed
     "ApprovalRejected": RunError,
     "AlreadyDecided": RunError,
     "HistoryMismatch": RunError,
+    "GraphError": RunError,  # not in the design, nor those below it: what a graph's run may fail with
+    "GraphStuck": errors.GraphError,
+    "WriteConflict": errors.GraphError,
+    "UpdateError": errors.GraphError,
+    "EdgeFailed": errors.GraphError,
+    "IterationLimit": errors.GraphError,
+    "CycleError": FlowletError,
     "StoreError": FlowletError,
     "Conflict": StoreError,
     "LeaseLost": StoreError,

@@ -54,7 +54,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_readme(capsys: pytest.CaptureFixture[str]) -> None:
-    shop, parcel = PAGES.parse(ROOT / "README.md").examples()
+    shop, parcel, etl, review, june = PAGES.parse(ROOT / "README.md").examples()
     shop.evaluate()
     assert capsys.readouterr().out == "charging for o-42\npayment of 120 for o-42\n"
     shop.evaluate()
@@ -62,6 +62,13 @@ def test_readme(capsys: pytest.CaptureFixture[str]) -> None:
     parcel.evaluate()
     travelling = "Travelling Travelling.Goods Travelling.Goods.Moving Travelling.Papers Travelling.Papers.Open"
     assert capsys.readouterr().out == f"{travelling}\nDelivered\n"
+    etl.evaluate()
+    assert capsys.readouterr().out == "loaded 7 failed with None\n"
+    review.evaluate()
+    assert capsys.readouterr().out == "version 2 of the text\n"
+    for _ in range(2):
+        june.evaluate()
+        assert capsys.readouterr().out == "completed 1000 item 1000 ('nobody'): ValueError: no address\n"
 
 
 @pytest.mark.parametrize("module", modules_with_examples())

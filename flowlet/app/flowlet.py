@@ -5,12 +5,13 @@ Law: it wires the floors below together and decides nothing itself.
 
 from __future__ import annotations
 
+from flowlet.app.bulk_side import BulkSide
 from flowlet.app.machine_side import MachineSide
 from flowlet.app.run_side import RunSide
 from flowlet.app.store_side import StoreSide
 
 
-class Flowlet(RunSide, MachineSide, StoreSide):
+class Flowlet(RunSide, BulkSide, MachineSide, StoreSide):
     """Assembles definitions and runs them over one store.
 
     Args:
@@ -27,6 +28,8 @@ class Flowlet(RunSide, MachineSide, StoreSide):
             process on the store needs it.
         max_payload: bytes that one record, signal or snapshot may have, at least 4,096; by default, and
             at most, what the store takes. They are counted before the codec.
+        pipeline_timeout: seconds (or a timedelta) that a process may spend on a pipeline which says nothing of it
+            with ``timeout=``; None for no limit.
 
     Raises:
         ConfigError: the URL is not understood, or an option is not of its type.

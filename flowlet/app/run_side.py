@@ -43,7 +43,7 @@ class RunSide(Life):
         """Start a run and return when its input is durable; it goes on by itself.
 
         Args:
-            definition: an assembled saga or pipeline.
+            definition: an assembled saga, pipeline or graph.
             args: its inputs.
             id: the run's id and idempotency key, unique in the store; one is made up when not given.
             deadline: when the run must have ended: seconds (or a timedelta) from now, or a datetime with a
@@ -160,7 +160,7 @@ class RunSide(Life):
         """Yield the runs there are, in the order in which they were started, without loading them all.
 
         Args:
-            definition: only those of this saga or pipeline, or of this name; of every version.
+            definition: only those of this saga, pipeline or graph, or of this name; of every version.
             status: only those that stand at this status, or at one of these.
             after: only those behind the one whose `RunSummary.order` this is, to go on where a page ended.
             limit: at most so many; all by default.
@@ -210,7 +210,9 @@ class RunSide(Life):
             )
         if not isinstance(found, RunDefinition):
             name = getattr(thing, "__qualname__", repr(thing))
-            raise FlowletError(f"{name} is no saga or pipeline: assemble it with @flow.saga or @flow.pipeline")
+            raise FlowletError(
+                f"{name} is no saga, pipeline or graph: assemble it with @flow.saga, @flow.pipeline or flow.graph()"
+            )
         if self._registry.definitions.get((found.name, found.version)) is not found:
             raise FlowletError(f"{found.name!r} is not included here: flow.include(the registry or module it is in)")
         return cast(RunDefinition, found)

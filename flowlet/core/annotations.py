@@ -162,7 +162,7 @@ def codec_for(annotation: Any, where: object, what: str, faults: Faults) -> Code
     try:
         codec: Codec[Any] = Codec(annotation)
         foreign = _foreign_type(annotation)
-    except (TypeError, ValueError, NotImplementedError) as error:
+    except (TypeError, ValueError, NotImplementedError, NameError) as error:
         faults.add(where, f"{what} has a type that cannot be stored or is ambiguous: {error}")
         return None
     if foreign is not None:

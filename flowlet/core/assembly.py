@@ -8,21 +8,22 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Optional
+from typing import Any
 
 import msgspec
 
 from flowlet.core.annotations import Parameter, read_signature
 from flowlet.core.bodies import StepBook, find_class_steps, find_function_steps, find_stray_compensations
-from flowlet.core.codec import Codec
 from flowlet.core.definitions import Context, RunDefinition
 from flowlet.core.faults import Faults
-from flowlet.core.pipeline import OnError, PipelineInterpretation, StepRef, build_plan
+from flowlet.core.pipeline import PipelineInterpretation
+from flowlet.core.pipeline_failures import OnError, describe_policy
+from flowlet.core.pipeline_plan import Plan, build_plan, check_limit, check_references, result_codec
 from flowlet.core.retry import seconds
 from flowlet.core.run import Program, Run
 from flowlet.core.saga import SagaInterpretation
 from flowlet.core.steps import StepDefinition, build_executable
-from flowlet.core.wiring import Wiring, wire
+from flowlet.core.wiring import StepRef, Wired, Wiring, wire
 from flowlet.errors import DefinitionError
 
 _UNDOES_NOTHING = "step {!r} has a compensation, but a pipeline undoes nothing; make it a saga"
@@ -33,12 +34,25 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         deadline: seconds after its start in which a run must have ended, or None.
+        timeout: seconds that a process may spend on a run, None for no limit, unset for what the `Flowlet` says.
         together: compensations run in parallel.
     """
 
     version: int = 1
     deadline: Any = None
+    timeout: Any = msgspec.UNSET
     together: bool = False
+
+
+class PipelineOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """What can be said of a pipeline that is made of steps; see `Assembler.pipeline`."""
+
+    max_concurrency: int | None = None
+    needs: Mapping[StepRef, StepRef | Sequence[StepRef]] = {}
+    when: Mapping[StepRef, Callable[..., bool]] = {}
+    on_error: OnError | Mapping[StepRef, OnError] = "stop"
+    each: Mapping[StepRef, StepRef] = {}
+    finally_: Sequence[Callable[..., Any]] | Callable[..., Any] = ()
 
 
 def build_function(
@@ -142,8 +156,7 @@ def build_pipeline(
     *,
     options: Options,
     namespace: Mapping[str, Any],
-    when: Mapping[StepRef, Callable[..., bool]],
-    on_error: OnError | Mapping[StepRef, OnError],
+    pipeline: PipelineOptions,
 ) -> RunDefinition:
     """Build a pipeline out of a list of steps; independent ones run in parallel.
 
@@ -152,22 +165,33 @@ def build_pipeline(
     """
     faults = Faults()
     _check_options(name, options, faults)
-    wiring = wire(name, steps, namespace, faults, any_order=True)
+    _check_shapes(name, pipeline, faults)
+    wiring = wire(name, steps, namespace, faults, any_order=True, needs=pipeline.needs, each=pipeline.each)
+    check_limit(name, pipeline.max_concurrency, faults)
+    if wiring is None:  # what else there is to say about conditions and failures needs it
+        check_references(name, steps, pipeline.when, pipeline.on_error, faults)
     faults.raise_if_any()
     assert wiring is not None
     for wired in wiring.steps:
         _check_undone_by_none(name, wired.step, faults)
-    plan = build_plan(wiring, when, on_error, faults)
+    plan = build_plan(
+        wiring,
+        faults,
+        namespace,
+        when=pipeline.when,
+        on_error=pipeline.on_error,
+        finally_=pipeline.finally_,
+        limit=pipeline.max_concurrency,
+    )
     faults.raise_if_any()
-    starter = wiring.starter
-    if plan.may_skip:
-        absent: Any = Optional[starter.result.type]  # noqa: UP045 - not every type has `|`
-        starter = msgspec.structs.replace(starter, result=Codec(absent))
+    starter = msgspec.structs.replace(wiring.starter, result=result_codec(plan, wiring.starter))
 
     def interpret(context: Context, inputs: tuple[Any, ...]) -> PipelineInterpretation:
         return PipelineInterpretation(plan, inputs, context)
 
-    return _definition("pipeline", name, options, None, starter, wiring, interpret)
+    definition = _definition("pipeline", name, options, None, starter, wiring, interpret)
+    _export_plan(plan, definition)
+    return definition
 
 
 def _provided(starter: StepDefinition, context: Context, program: Program) -> dict[str, Any]:
@@ -178,13 +202,26 @@ def _provided(starter: StepDefinition, context: Context, program: Program) -> di
 
 def _check_options(where: Any, options: Options, faults: Faults) -> None:
     version: object = options.version
-    if options.deadline is not None:
-        try:
-            seconds(options.deadline, "deadline")
-        except DefinitionError as error:
-            faults.add(where, error.problems[0])
+    for what, limit in (("deadline", options.deadline), ("timeout", options.timeout)):
+        if limit is not None and limit is not msgspec.UNSET:
+            try:
+                seconds(limit, what)
+            except DefinitionError as error:
+                faults.add(where, error.problems[0])
     if isinstance(version, bool) or not isinstance(version, int) or version < 1:
         faults.add(where, f"version must be a whole number of at least 1, not {version!r}")
+
+
+def _check_shapes(name: str, pipeline: PipelineOptions, faults: Faults) -> None:
+    """Refuse at once what cannot even be looked through."""
+    before = len(faults.problems)
+    for what, value in (("needs=", pipeline.needs), ("when=", pipeline.when), ("each=", pipeline.each)):
+        if not isinstance(value, Mapping):
+            faults.add(name, f"{what} is a mapping by step, not {value!r}")
+    if not callable(pipeline.finally_) and not isinstance(pipeline.finally_, (list, tuple)):
+        faults.add(name, f"finally_= is a function or a list of functions, not {pipeline.finally_!r}")
+    if len(faults.problems) > before:
+        faults.raise_if_any()
 
 
 def _read_constructor(cls: type, namespace: Mapping[str, Any], faults: Faults) -> tuple[Parameter, ...]:
@@ -229,6 +266,9 @@ def _definition(
         steps = {s.name: s for s in source.by_mark.values()}
         needs = {}
     deadline = None if options.deadline is None else seconds(options.deadline, "deadline")
+    timeout = options.timeout
+    if timeout is not None and timeout is not msgspec.UNSET:
+        timeout = seconds(timeout, "timeout")
     exported = {
         "kind": kind,
         "name": name,
@@ -242,6 +282,7 @@ def _definition(
         name=name,
         version=str(options.version),
         deadline=deadline,
+        timeout=timeout,
         target=target,
         steps=steps,
         starter=starter,
@@ -250,6 +291,19 @@ def _definition(
         homes=[],
         constructor=constructor,
     )
+
+
+def _export_plan(plan: Plan, definition: RunDefinition) -> None:
+    """Say of a pipeline what goes beyond its steps: conditions, failures, items, and what is done in any case."""
+    rows: tuple[Wired, ...] = plan.wiring.steps
+    for wired, condition, policy, exported in zip(
+        rows, plan.conditions, plan.policies, definition.exported["steps"], strict=True
+    ):
+        exported["each"] = None if wired.each is None else wired.step.inputs[wired.each].name
+        exported["conditional"] = condition is not None
+        exported.update(describe_policy(policy, wired))
+    definition.exported["max_concurrency"] = plan.limit
+    definition.exported["finally"] = [closing.step.name for closing in plan.closings]
 
 
 def _export_step(step: StepDefinition, needs: list[str]) -> dict[str, Any]:

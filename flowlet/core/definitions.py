@@ -57,7 +57,7 @@ class RunDefinition(msgspec.Struct, frozen=True, eq=False, kw_only=True):
     """A definition that runs are made of.
 
     Attributes:
-        kind: ``"saga"`` or ``"pipeline"``.
+        kind: ``"saga"``, ``"pipeline"`` or ``"graph"``.
         version: the definition version that new runs are pinned to.
         target: the user's function or class, by which it is found again; None when assembled from steps.
         steps: the steps known at assembly, by name.

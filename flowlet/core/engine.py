@@ -101,15 +101,25 @@ class StepCall(msgspec.Struct, eq=False):
     result: Any = msgspec.UNSET
     inside: Any = True
     _run: Run | None = None
+    _begun: bool = False
 
     def begin(self, attempt: int) -> None:
         """Make this the scope of a further attempt."""
+        if self._begun or attempt > 1:
+            self.args = self._renew()
+        self._begun = True
         self.attempt = attempt
         self._run = None
 
+    def _renew(self) -> tuple[Any, ...]:
+        """Return the inputs as they are on record, whatever an attempt has made of those that it was given."""
+        if None not in self.definition.kinds:  # nothing of it can be changed, or it is no step of the user's
+            return self.args
+        return tuple(self.definition.input.decode(self.input, f"the input of step {self.key!r}"))
+
     def anew(self) -> StepCall:
         """Return the same call, to be made once more after it has failed for good, or was stopped."""
-        call = StepCall(self.engine, self.definition, self.key, self.args, self.input, self.owner, self.scope)
+        call = StepCall(self.engine, self.definition, self.key, self._renew(), self.input, self.owner, self.scope)
         call.spent = self.attempt
         call.attempt = self.attempt + 1
         return call

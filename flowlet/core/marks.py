@@ -363,7 +363,8 @@ def step(
 ) -> Any:
     """Mark a function as a step: inside a run its result is recorded and it is not executed again.
 
-    Outside a run, and inside another step, the function is just the function.
+    Outside a run, and inside another step, the function is just the function. In a run it is given its arguments as
+    they are on record, so what it changes in them nobody else sees.
 
     Args:
         name: the step's name, the function's own by default.

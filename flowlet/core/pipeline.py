@@ -1,298 +1,232 @@
 """Pipelines: steps joined by their parameters, independent ones in parallel, nothing undone.
 
-Law: one task. A step starts when all it needs has ended, in the order of the list; the interpreter
-waits in the engine only. A step that is skipped, or that failed and was let go, has no value, and
-whatever needs it is skipped too and noted as such.
+Law: one task. A step starts when all it needs has ended, in the order of the list; the interpreter waits in the
+engine only. A step that is skipped, or that failed and was let go, has no value, and whatever needs it is skipped too
+and noted as such. What stands in ``finally_=`` is done once in any case, and nothing of the steps is under way by then.
 """
 
 from __future__ import annotations
 
 import inspect
 from collections import deque
-from collections.abc import Callable, Mapping
-from typing import Any, Literal, TypeAlias
+from collections.abc import Sequence
+from copy import deepcopy
+from typing import Any, TypeAlias, cast
 
-import msgspec
+from msgspec import UNSET
 
-from flowlet.core.codec import Codec, encode, pack
+from flowlet.core.codec import encode, pack
 from flowlet.core.definitions import Context, Undone
-from flowlet.core.engine import Pending, StepCall, StepCancelled
-from flowlet.core.faults import Faults, describe, nearest
-from flowlet.core.marks import step_mark
-from flowlet.core.run import encode_call
-from flowlet.core.steps import StepDefinition
-from flowlet.core.wiring import Wired, Wiring, find_cycles
+from flowlet.core.engine import COMPENSATING, StepCall
+from flowlet.core.flights import Flights, Landed
+from flowlet.core.pipeline_closings import Closing
+from flowlet.core.pipeline_failures import Handler, StandIn
+from flowlet.core.pipeline_plan import Plan
+from flowlet.core.run import exchange_call
+from flowlet.core.side_steps import Source
+from flowlet.core.wiring import Wired
+from flowlet.errors import RunError
 
-StepRef: TypeAlias = Callable[..., Any] | str
-OnError: TypeAlias = Literal["stop", "skip"] | Callable[..., Any]
-
-_ABSENT = object()
+_ABSENT: Any = object()
 SKIPPED = "skip:"
 """Prefix of the key under which a skipped step is noted; the note's value is the encoded reason."""
 
-
-class Condition(msgspec.Struct, frozen=True, eq=False):
-    """A ``when=`` of a step: a plain function of inputs and earlier results.
-
-    Attributes:
-        sources: as in `Wired`.
-    """
-
-    function: Callable[..., Any]
-    sources: tuple[int, ...]
-    needs: tuple[int, ...]
+Purpose: TypeAlias = tuple[int, int, Exception | None]
+"""What a call is made for: the step's index, its item's (-1 for none), and the error that it handles, if it does."""
 
 
-class Plan(msgspec.Struct, frozen=True, eq=False):
-    """A pipeline ready to run. The tuples have one item per step.
-
-    Attributes:
-        on_error: ``"stop"``, ``"skip"`` or the handler as a step.
-        dependents: the indexes of the steps that need this one.
-        needs: how many steps this one needs.
-        entries: the indexes of the steps that need none.
-    """
-
-    wiring: Wiring
-    conditions: tuple[Condition | None, ...]
-    on_error: tuple[Literal["stop", "skip"] | StepDefinition, ...]
-    dependents: tuple[tuple[int, ...], ...]
-    needs: tuple[int, ...]
-    entries: tuple[int, ...]
-
-    @property
-    def may_skip(self) -> bool:
-        """Whether a step may end without a value."""
-        return any(c is not None for c in self.conditions) or "skip" in self.on_error
+def item_key(name: str, item: int) -> str:
+    """Return the key of what is done for an item, counted from 0."""
+    return f"{name}[{item}]"
 
 
-def build_plan(
-    wiring: Wiring,
-    when: Mapping[StepRef, Callable[..., bool]],
-    on_error: OnError | Mapping[StepRef, OnError],
-    faults: Faults,
-) -> Plan:
-    """Attach conditions and error handling to a wiring, noting faults."""
-    names = [w.step.name for w in wiring.steps]
-    conditions: list[Condition | None] = [None] * len(names)
-    for ref, function in when.items():
-        index = _place(ref, names, wiring.name, "when=", faults)
-        if index is not None:
-            conditions[index] = _condition(function, index, wiring, faults)
-    policies: list[Literal["stop", "skip"] | StepDefinition] = ["stop"] * len(names)
-    if isinstance(on_error, Mapping):
-        for ref, policy in on_error.items():
-            index = _place(ref, names, wiring.name, "on_error=", faults)
-            if index is not None:
-                policies[index] = _policy(policy, wiring.steps[index], wiring.name, faults)
-    else:
-        policies = [_policy(on_error, step, wiring.name, faults) for step in wiring.steps]
-    if not faults.problems:
-        _check_conditions(wiring, conditions, faults)
-    return _link(wiring, tuple(conditions), tuple(policies))
-
-
-def _check_conditions(wiring: Wiring, conditions: list[Condition | None], faults: Faults) -> None:
-    """Note a cycle that only the conditions close; without them the wiring has none."""
-    joined = [
-        msgspec.structs.replace(step, needs=step.needs + (condition.needs if condition else ()))
-        for step, condition in zip(wiring.steps, conditions, strict=True)
-    ]
-    for cycle in find_cycles(joined):
-        path = " -> ".join([*cycle, cycle[0]])
-        faults.add(wiring.name, f"steps and their when= wait for each other in a cycle: {path}")
-
-
-def _link(wiring: Wiring, conditions: tuple[Condition | None, ...], policies: Any) -> Plan:
-    """Count what each step waits for, its condition's sources included."""
-    needs = []
-    dependents: list[list[int]] = [[] for _ in wiring.steps]
-    for index, (step, condition) in enumerate(zip(wiring.steps, conditions, strict=True)):
-        wanted = dict.fromkeys(step.needs + (condition.needs if condition else ()))
-        needs.append(len(wanted))
-        for need in wanted:
-            dependents[need].append(index)
-    entries = tuple(i for i, n in enumerate(needs) if n == 0)
-    return Plan(wiring, conditions, policies, tuple(tuple(d) for d in dependents), tuple(needs), entries)
-
-
-def _place(ref: StepRef, names: list[str], where: str, what: str, faults: Faults) -> int | None:
-    mark = step_mark(ref)
-    name = ref if isinstance(ref, str) else mark.name if mark else getattr(ref, "__name__", repr(ref))
-    if name not in names:
-        faults.add(where, f"{what} names {name!r}, which is no step of it{nearest(name, names)}")
-        return None
-    return names.index(name)
-
-
-def _condition(function: Any, index: int, wiring: Wiring, faults: Faults) -> Condition | None:
-    where = f"{wiring.name}: when= of {wiring.steps[index].step.name!r}"
-    if not callable(function) or inspect.iscoroutinefunction(function):
-        faults.add(where, "must be a plain function of inputs and earlier results; do slow work in a step")
-        return None
-    names = {w.step.name: i for i, w in enumerate(wiring.steps)}
-    inputs = {p.name: -1 - i for i, p in enumerate(wiring.inputs)}
-    sources = []
-    for parameter in inspect.signature(function).parameters.values():
-        source = names.get(parameter.name, inputs.get(parameter.name))
-        if source is None:
-            known = [*inputs, *names]
-            faults.add(where, f"parameter {parameter.name!r} is provided by nothing{nearest(parameter.name, known)}")
-        elif source == index or (source >= 0 and _leads_to(wiring, index, source)):
-            faults.add(where, f"needs the result of {parameter.name!r}, which does not come before it")
-        else:
-            sources.append(source)
-    return Condition(function, tuple(sources), tuple(dict.fromkeys(s for s in sources if s >= 0)))
-
-
-def _leads_to(wiring: Wiring, start: int, end: int) -> bool:
-    """Tell whether ``end`` needs ``start``, directly or through others."""
-    stack, seen = [end], set()
-    while stack:
-        for need in wiring.steps[stack.pop()].needs:
-            if need == start:
-                return True
-            if need not in seen:
-                seen.add(need)
-                stack.append(need)
-    return False
-
-
-def _policy(policy: Any, wired: Wired, where: str, faults: Faults) -> Literal["stop", "skip"] | StepDefinition:
-    if policy == "stop":
-        return "stop"
-    if policy == "skip":
-        return "skip"
-    if not callable(policy):
-        faults.add(where, f'on_error= must be "stop", "skip" or a function, not {policy!r}')
-        return "stop"
-    parameters = list(inspect.signature(policy).parameters.values())
-    required = [p for p in parameters if p.default is p.empty and p.kind is not p.VAR_POSITIONAL]
-    if len(required) > 1 or not parameters:
-        faults.add(where, f"on_error= {describe(policy)} must take one argument, the exception")
-    return StepDefinition(
-        name=getattr(policy, "__name__", "on_error"),
-        function=policy,
-        is_async=inspect.iscoroutinefunction(policy),
-        method=False,
-        inputs=(),
-        providers=(),
-        result=wired.step.result,
-        input=Codec(Any),
-        signature=inspect.Signature(),
-        arity=1,
-        kinds=(),
-        scalar=wired.step.scalar,
-        positional=1,
-        keywords=(),
-    )
+def closing_name(key: str) -> str | None:
+    """Return the name of the ``finally_=`` step that a key is of, or None."""
+    return key[1:] if key.startswith("~") else None
 
 
 class PipelineInterpretation:
     """One run of an assembled pipeline."""
 
-    __slots__ = ("_engine", "_left", "_plan", "_ready", "_values")
+    __slots__ = ("_alone", "_closed", "_engine", "_flights", "_items", "_left", "_plan", "_ready", "_values")
 
     def __init__(self, plan: Plan, inputs: tuple[Any, ...], context: Context) -> None:
         self._plan = plan
         self._engine = context.engine
         # The inputs stand behind the steps' values, the last one first: source -1 is the first input; see `Wired`.
         self._values: list[Any] = [*([_ABSENT] * len(plan.needs)), *reversed(inputs)]
-        self._left = list(plan.needs)
-        self._ready = deque(plan.entries)
+        self._left: list[int] = []
+        self._ready: deque[int] = deque()
+        self._flights: Flights | None = None
+        self._alone: tuple[StepCall, Purpose] | None = None  # the one call to make, as long as there is just one
+        self._items: dict[int, tuple[list[Any], list[int]]] = {}  # results of items, and how many are missing
+        self._closed = 0
 
     @property
     def undoes(self) -> bool:
-        """Nothing: a pipeline has no compensation."""
-        return False
+        """Whether there is anything left to do in any case."""
+        return self._closed < len(self._plan.closings)
 
     async def forward(self) -> bytes:
         """Run every step whose needs are met; return the last step's encoded value."""
-        waiting: dict[Pending, int] = {}
-        ready = self._ready
+        if self._plan.chain:
+            return await self._run_chain()
         try:
-            while ready or waiting:
-                if waiting or len(ready) > 1:
-                    await self._go_on(waiting)
-                    continue
-                index = ready.popleft()
-                call = self._call(index)
-                if call is not None:
-                    await self._perform_alone(index, call)
+            await self._run_steps()
         except Exception:
-            await self._stop(waiting)
+            if self._flights is not None:
+                self._keep(await self._flights.stop())
             raise
-        last = self._values[len(self._left) - 1]
-        return encode(None if last is _ABSENT else last, f"the result of {self._plan.wiring.name!r}")
+        last = self._values[len(self._plan.needs) - 1]
+        value = encode(None if last is _ABSENT else last, f"the result of {self._plan.wiring.name!r}")
+        if self._plan.closings:
+            await self._close_after_success()
+        return value
 
     async def backward(self, error: Exception) -> Undone:
-        """Undo nothing: a pipeline has no compensation."""
+        """Do what is to be done in any case, as far as it has not been done."""
+        if self.undoes:
+            self._engine.note(COMPENSATING, pack(self._engine.describe(error)))
+            await self._keep_unseen()
+            for closing, failure in await self._close(error):
+                error.add_note(_describe(closing, failure))
         return Undone()
 
-    async def _go_on(self, waiting: dict[Pending, int]) -> None:
-        """Start what is ready, then wait for the first to end."""
-        while self._ready:
-            index = self._ready.popleft()
-            call = self._call(index)
-            if call is not None:
-                waiting[self._engine.step(call)] = index
-        if waiting:
-            await self._collect(waiting)
+    # -------------------------------------------------------------- forward
+    async def _run_chain(self) -> bytes:
+        """Run steps of which each needs the one before it, and of which nothing else is said."""
+        engine, values, data = self._engine, self._values, b""
+        for index, wired in self._plan.chain:
+            step, args = wired.step, tuple(map(values.__getitem__, wired.sources))
+            data, given = exchange_call(step, args)
+            call = StepCall(engine, step, step.name, given, data, wired.owner)
+            data = await engine.perform(call)
+            values[index] = call.result if type(call.result) is step.scalar else step.decode(data)
+        return data
 
-    async def _perform_alone(self, index: int, call: StepCall) -> None:
+    async def _run_steps(self) -> None:
+        self._left = list(self._plan.needs)
+        self._ready.extend(self._plan.entries)
+        self._begin_ready()
+        while True:
+            if self._alone is not None:
+                await self._perform_alone(*self._alone)
+                self._begin_ready()
+            elif self._flights:
+                self._receive(await self._flights.land())
+            else:
+                return
+
+    async def _perform_alone(self, call: StepCall, purpose: Purpose) -> None:
+        """Make the only call there is to make, which costs least."""
         try:
             value = await self._engine.perform(call)
+            definition = call.definition
+            # An int, a str ... is what its encoding decodes to.
+            result = call.result if type(call.result) is definition.scalar else definition.decode(value)
         except Exception as error:
-            await self._failed(index, error)
+            self._alone = None
+            self._failed(purpose, error)
         else:
-            is_known = type(call.result) is call.definition.scalar  # an int, a str ... is what its encoding decodes to
-            self._done(index, call.result if is_known else call.definition.decode(value))
+            self._alone = None
+            self._ended(purpose, result)
 
-    async def _collect(self, waiting: dict[Pending, int]) -> None:
-        for pending in await self._engine.first(list(waiting)):
-            index = waiting.pop(pending)
+    def _receive(self, landed: Sequence[Landed]) -> None:
+        """Take what has landed, and begin what follows from each before looking at the next: so a replay does."""
+        for place, one in enumerate(landed):
             try:
-                value = await self._engine.value(pending)
-                decoded = self._plan.wiring.steps[index].step.decode(value)
-            except Exception as error:
-                await self._failed(index, error)
-            else:
-                self._done(index, decoded)
+                self._take(one)
+                if self._ready:
+                    self._begin_ready()
+            except Exception:
+                self._keep(landed[place + 1 :])
+                raise
 
-    async def _stop(self, waiting: dict[Pending, int]) -> None:
-        """Cancel what still runs and see it end, so that nothing of the run outlives it."""
-        for pending in waiting:
-            self._engine.cancel(pending)
-        while waiting:
-            for pending in await self._engine.first(list(waiting)):
-                del waiting[pending]
-                try:
-                    await self._engine.value(pending)
-                except (StepCancelled, Exception):  # the first failure is the one that counts
-                    continue
+    def _take(self, landed: Landed) -> None:
+        try:
+            result = landed.result
+        except Exception as error:
+            self._failed(landed.purpose, error)
+        else:
+            self._ended(landed.purpose, result)
 
-    async def _failed(self, index: int, error: Exception) -> None:
-        policy = self._plan.on_error[index]
+    def _begin_ready(self) -> None:
+        """Have every step begin whose needs are met."""
+        ready = self._ready
+        while ready:
+            index = ready.popleft()
+            if self._is_wanted(index):
+                wired = self._plan.wiring.steps[index]
+                args = tuple(map(self._values.__getitem__, wired.sources))
+                if wired.each is None:
+                    self._launch(self._make_call(wired, wired.step.name, args), (index, -1, None))
+                else:
+                    self._spread(index, wired, args, wired.each)
+
+    def _is_wanted(self, index: int) -> bool:
+        """Ask the condition of a step, and skip the step if it says so."""
+        condition = self._plan.conditions[index]
+        if condition is None:
+            return True
+        wanted = condition.function(*map(self._values.__getitem__, condition.sources))
         name = self._plan.wiring.steps[index].step.name
-        if policy == "stop":
-            raise error
-        if policy == "skip":
-            self._skip_dependents(index, f"{name} failed")
-            return
-        call = StepCall(self._engine, policy, f"{name}~{policy.name}", (error,), pack(name))
-        value = await self._engine.perform(call)
-        self._done(index, policy.decode(value))
+        if inspect.iscoroutine(wanted):
+            wanted.close()
+            raise RunError(f"when= of step {name!r} returned a coroutine, which is always true; do slow work in a step")
+        if wanted:
+            return True
+        self._engine.note(SKIPPED + name, pack("its condition was false"))
+        self._skip_dependents(index, f"{name} was skipped")
+        return False
 
-    def _call(self, index: int) -> StepCall | None:
-        """Make the call of a step that is ready, or skip it if its condition says so."""
-        plan, value_of = self._plan, self._values.__getitem__
-        wired, condition = plan.wiring.steps[index], plan.conditions[index]
-        if condition is not None and not condition.function(*map(value_of, condition.sources)):
-            self._engine.note(SKIPPED + wired.step.name, pack("its condition was false"))
-            self._skip_dependents(index, f"{wired.step.name} was skipped")
-            return None
-        step, args = wired.step, tuple(map(value_of, wired.sources))
-        return StepCall(self._engine, step, step.name, args, encode_call(step, args), wired.owner)
+    def _spread(self, index: int, wired: Wired, args: tuple[Any, ...], each: int) -> None:
+        """Begin a step for each item of what one of its parameters is given."""
+        items, name = args[each], wired.step.name
+        if not isinstance(items, (list, tuple)):
+            raise RunError(
+                f"each= of step {name!r} takes the items of {wired.step.inputs[each].name!r}, which is no list but "
+                f"{type(items).__name__}"
+            )
+        if not items:
+            self._done(index, [])
+            return
+        self._items[index] = [_ABSENT] * len(items), [len(items)]
+        before, after = args[:each], args[each + 1 :]
+        for number, item in enumerate(items):
+            call = self._make_call(wired, item_key(name, number), (*before, item, *after))
+            self._launch(call, (index, number, None))
+
+    def _make_call(self, wired: Wired, key: str, args: tuple[Any, ...]) -> StepCall:
+        data, given = exchange_call(wired.step, args)
+        return StepCall(self._engine, wired.step, key, given, data, wired.owner)
+
+    def _launch(self, call: StepCall, purpose: Purpose) -> None:
+        """Have a call made, in the order of launches."""
+        flights = self._flights
+        if self._alone is None and not flights:
+            self._alone = call, purpose
+            return
+        if flights is None:
+            flights = self._flights = Flights(self._engine, self._plan.limit)
+        if self._alone is not None:
+            flights.add(*self._alone)
+            self._alone = None
+        flights.add(call, purpose)
+
+    # -------------------------------------------------------------- what came of it
+    def _ended(self, purpose: Purpose, value: Any) -> None:
+        index, item, _ = purpose
+        if item < 0:
+            self._done(index, value)
+        else:
+            self._item_done(index, item, value)
+
+    def _item_done(self, index: int, item: int, value: Any) -> None:
+        results, missing = self._items[index]
+        results[item] = value
+        missing[0] -= 1
+        if missing[0] == 0:
+            self._done(index, [r for r in results if r is not _ABSENT])
 
     def _done(self, index: int, value: Any) -> None:
         self._values[index] = value
@@ -303,6 +237,44 @@ class PipelineInterpretation:
                 if left[dependent] == 0:
                     self._ready.append(dependent)
 
+    def _failed(self, purpose: Purpose, error: Exception) -> None:
+        """Do what ``on_error=`` says about the failure of a step, or of an item.
+
+        Raises:
+            Exception: the error, if the pipeline is to stop.
+        """
+        index, item, cause = purpose
+        if cause is not None:  # the handler itself has failed
+            raise error from cause
+        policy, wired = self._plan.policies[index], self._plan.wiring.steps[index]
+        if isinstance(policy, Handler):
+            key = wired.step.name if item < 0 else item_key(wired.step.name, item)
+            args = tuple(self._pick(source, error, wired, item) for source in policy.sources)
+            call = StepCall(self._engine, policy.step, f"{key}:{policy.step.name}", args, pack(key))
+            self._launch(call, (index, item, error))
+        elif isinstance(policy, StandIn):
+            self._ended(purpose, wired.step.decode(policy.value))
+        elif policy == "stop":
+            raise error
+        elif item < 0:
+            self._skip_dependents(index, f"{wired.step.name} failed")
+        else:
+            self._item_done(index, item, _ABSENT)
+
+    def _pick(self, source: Source, error: Exception | None, wired: Wired | None = None, item: int = -1) -> Any:
+        """Return an argument of a handler or closing step; None for a result that there is not.
+
+        It is a copy, because who takes up the run later does not see what this call makes of it.
+        """
+        if source == "error":
+            return error
+        if source == "item":
+            assert wired is not None
+            assert wired.each is not None
+            return deepcopy(self._values[wired.sources[wired.each]][item])
+        value = self._values[source]
+        return None if value is _ABSENT else deepcopy(value)
+
     def _skip_dependents(self, index: int, reason: str) -> None:
         for dependent in self._plan.dependents[index]:
             if self._left[dependent] > 0:
@@ -310,3 +282,54 @@ class PipelineInterpretation:
                 name = self._plan.wiring.steps[dependent].step.name
                 self._engine.note(SKIPPED + name, pack(reason))
                 self._skip_dependents(dependent, f"{name} was skipped")
+
+    # -------------------------------------------------------------- in any case
+    async def _close_after_success(self) -> None:
+        """Do what is to be done in any case; from here on the run is not told to unwind any more.
+
+        Raises:
+            Exception: what the first of them failed with.
+        """
+        self._engine.obey()
+        self._engine.committed = True
+        failures = await self._close(None)
+        if failures:
+            self._engine.committed = False
+            (_, error), *others = failures
+            for closing, failure in others:
+                error.add_note(_describe(closing, failure))
+            raise error
+
+    async def _close(self, error: Exception | None) -> list[tuple[Closing, Exception]]:
+        """Do what is left of it, one after the other; return what has failed."""
+        failures: list[tuple[Closing, Exception]] = []
+        for closing in self._plan.closings[self._closed :]:
+            args = tuple(self._pick(source, error) for source in closing.sources)
+            call = StepCall(self._engine, closing.step, closing.key, args, pack(closing.key))
+            try:
+                await self._engine.perform(call)
+            except Exception as failure:
+                failures.append((closing, failure))
+            self._closed += 1
+        return failures
+
+    async def _keep_unseen(self) -> None:
+        """Keep the results of steps that had ended when the way forward was cut off."""
+        if self._flights is not None:
+            self._keep(await self._flights.remains())
+        if self._alone is not None:
+            call, purpose = self._alone
+            if call.result is not UNSET:
+                self._keep([Landed(purpose, call, pack(call.result), None)])
+
+    def _keep(self, landed: Sequence[Landed]) -> None:
+        """Keep the results of steps for what is done in any case; nothing else follows from them."""
+        for one in landed:
+            try:
+                self._ended(cast(Purpose, one.purpose), one.result)
+            except Exception:  # without a result there is nothing to keep
+                continue
+
+
+def _describe(closing: Closing, failure: Exception) -> str:
+    return f"finally_ step {closing.step.name!r} failed with {type(failure).__name__}: {failure}"

@@ -8,16 +8,23 @@ through `_bind_run` and `_bind_machine`.
 from __future__ import annotations
 
 import inspect
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
-from flowlet.core.assembly import Options, build_class, build_function, build_pipeline, build_saga
-from flowlet.core.definitions import ASSEMBLED, RunDefinition
+from flowlet.core.assembly import (
+    Options,
+    PipelineOptions,
+    build_class,
+    build_function,
+    build_pipeline,
+    build_saga,
+)
+from flowlet.core.definitions import ASSEMBLED, Draft, RunDefinition
 from flowlet.core.faults import Faults, describe
 from flowlet.core.machine_builder import build_machine
-from flowlet.core.pipeline import OnError, StepRef
 from flowlet.errors import DefinitionError
 
 
@@ -30,6 +37,7 @@ class BaseRegistry(ABC):
 
     def __init__(self) -> None:
         self.definitions: dict[tuple[str, str], Any] = {}
+        self._drafts: dict[tuple[str, str], Draft] = {}
 
     # -------------------------------------------------------------- assembling
     def assemble_machine(
@@ -101,15 +109,14 @@ class BaseRegistry(ABC):
         *,
         options: Options,
         namespace: Mapping[str, Any],
-        when: Mapping[StepRef, Callable[..., bool]],
-        on_error: OnError | Mapping[StepRef, OnError],
+        pipeline: PipelineOptions,
     ) -> Any:
         """Build a pipeline from a list of steps, keep it, return its caller.
 
         Raises:
             DefinitionError: with everything that is wrong with it.
         """
-        definition = build_pipeline(name, steps, options=options, namespace=namespace, when=when, on_error=on_error)
+        definition = build_pipeline(name, steps, options=options, namespace=namespace, pipeline=pipeline)
         self.add(definition)
         return self._bind_run(definition)
 
@@ -123,14 +130,43 @@ class BaseRegistry(ABC):
         key = (definition.name, str(definition.version))
         present = self.definitions.get(key)
         if present is not None and present is not definition:
-            raise DefinitionError(
-                [
-                    f"{definition.name}: the name is taken by another definition of version {key[1]}; "
-                    "give name= or version="
-                ]
-            )
+            raise _taken(definition.name, key[1])
+        draft = self._drafts.get(key)
+        if draft is not None and draft.built is not definition:
+            raise _taken(definition.name, key[1])
+        self._drafts.pop(key, None)
         self.definitions[key] = definition
         self._added(definition)
+
+    def add_draft(self, draft: Draft) -> None:
+        """Keep a definition that is still being written.
+
+        Raises:
+            DefinitionError: another definition has its name and version.
+        """
+        if draft.built is not None:
+            self.add(draft.built)
+            return
+        key = (draft.name, draft.version)
+        if key in self.definitions or self._drafts.get(key, draft) is not draft:
+            raise _taken(*key)
+        self._drafts[key] = draft
+        draft.keepers.append(weakref.ref(self))
+
+    def build_drafts(self) -> None:
+        """Build what is still being written.
+
+        Raises:
+            DefinitionError: with everything that is wrong with all of it.
+        """
+        problems: list[str] = []
+        for draft in list(self._drafts.values()):
+            try:
+                draft.definition()
+            except DefinitionError as error:
+                problems.extend(p for p in error.problems if p not in problems)
+        if problems:
+            raise DefinitionError(problems)
 
     def merge(self, *sources: ModuleType | BaseRegistry) -> None:
         """Merge the definitions of registries, and of the registries and assembled objects in modules.
@@ -142,7 +178,7 @@ class BaseRegistry(ABC):
         for source in sources:
             for definition in _definitions_of(source):
                 try:
-                    self.add(definition)
+                    self.add_draft(definition) if isinstance(definition, Draft) else self.add(definition)
                 except DefinitionError as error:
                     problems.extend(error.problems)
         if problems:
@@ -162,13 +198,21 @@ class BaseRegistry(ABC):
         """Return what takes the place of the user's class."""
 
 
+def _taken(name: str, version: str) -> DefinitionError:
+    return DefinitionError(
+        [f"{name}: the name is taken by another definition of version {version}; give name= or version="]
+    )
+
+
 def _definitions_of(source: Any) -> Iterator[Any]:
     if isinstance(source, BaseRegistry):
-        yield from source.definitions.values()
+        yield from [*source.definitions.values(), *source._drafts.values()]
     elif inspect.ismodule(source):
         for thing in list(vars(source).values()):
             if isinstance(thing, BaseRegistry):
-                yield from thing.definitions.values()
+                yield from _definitions_of(thing)
+            elif isinstance(thing, Draft):
+                yield thing
             else:
                 definition = definition_of(thing)
                 if definition is not None:
@@ -178,7 +222,13 @@ def _definitions_of(source: Any) -> Iterator[Any]:
 
 
 def definition_of(thing: Any) -> Any:
-    """Return the definition of an assembled function or class, or None."""
+    """Return the definition of an assembled function, class or graph, or None.
+
+    Raises:
+        DefinitionError: it is a graph that was not built yet and cannot be.
+    """
     if isinstance(thing, type):
         return thing.__dict__.get(ASSEMBLED)
+    if isinstance(thing, Draft):
+        return thing.definition()
     return getattr(thing, ASSEMBLED, None) if inspect.isfunction(thing) else None

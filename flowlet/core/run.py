@@ -249,13 +249,13 @@ class Program(msgspec.Struct, eq=False):
             )
         if kwargs or (len(args) != definition.arity and kwargs is not None):
             args = definition.bind(args, kwargs)
-        data = encode_call(definition, args)
+        data, given = exchange_call(definition, args)
         key = definition.name
         if definition.key is None and key not in self._counts:
             self._counts[key] = 1
         else:
             key = self._next_key(definition, args)
-        return StepCall(self.engine, definition, key, args, data, owner, self)
+        return StepCall(self.engine, definition, key, given, data, owner, self)
 
     def end(self, call: StepCall, value: bytes) -> Any:
         """Give the body the result of a call, as a replay would."""
@@ -395,8 +395,8 @@ class Program(msgspec.Struct, eq=False):
         return None
 
 
-def encode_call(definition: StepDefinition, args: tuple[Any, ...]) -> bytes:
-    """Do as `StepDefinition.encode_input`; at once where nothing but the types is to be looked at."""
+def exchange_call(definition: StepDefinition, args: tuple[Any, ...]) -> tuple[bytes, tuple[Any, ...]]:
+    """Do as `StepDefinition.exchange_input`; values that are what their encoding decodes to are not decoded."""
     kinds = definition.kinds
     if len(args) == 1 == len(kinds):  # most steps take one value, which takes a third of the time by itself
         is_known = type(args[0]) is kinds[0]
@@ -404,16 +404,9 @@ def encode_call(definition: StepDefinition, args: tuple[Any, ...]) -> bytes:
         is_known = tuple(map(type, args)) == kinds
     if is_known:
         try:
-            return encode_input(args)
+            return encode_input(args), args
         except UNENCODABLE:
             pass  # such as a number that is too large: the definition says which argument it is
-    return definition.encode_input(args)
-
-
-def exchange_call(definition: StepDefinition, args: tuple[Any, ...]) -> tuple[bytes, tuple[Any, ...]]:
-    """Do as `StepDefinition.exchange_input`; values that are what their encoding decodes to are not decoded."""
-    if tuple(map(type, args)) == definition.kinds:
-        return encode_call(definition, args), args
     return definition.exchange_input(args)
 
 

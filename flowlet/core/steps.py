@@ -108,22 +108,10 @@ class StepDefinition(msgspec.Struct, frozen=True, eq=False, kw_only=True):
             return self.function(*head, **named)
         return self.function(owner, *head, **named)
 
-    def encode_input(self, args: tuple[Any, ...]) -> bytes:
-        """Encode bound inputs.
-
-        Raises:
-            EncodeError: one of them cannot be stored.
-            DecodeError: one of them is not of the annotated type.
-        """
-        data = self._encode(args)
-        for value, kind in zip(args, self.kinds, strict=False):
-            if type(value) is not kind:
-                self._decode(args, data)
-                break
-        return data
-
     def exchange_input(self, args: tuple[Any, ...]) -> tuple[bytes, tuple[Any, ...]]:
         """Encode bound inputs and return them with what they decode to, as a replay would have them.
+
+        A step that changes what it is given so changes nothing that another step is given later.
 
         Raises:
             EncodeError: one of them cannot be stored.
@@ -178,10 +166,22 @@ def digest(input: bytes) -> bytes:
     return input if len(input) <= _SHORT else hashlib.blake2b(input, digest_size=16).digest()
 
 
-def build_step(mark: StepMark, namespace: Mapping[str, Any], faults: Faults, *, method: bool) -> StepDefinition | None:
-    """Resolve one ``@step``, noting its faults; None when it cannot be used."""
+def build_step(
+    mark: StepMark,
+    namespace: Mapping[str, Any],
+    faults: Faults,
+    *,
+    method: bool,
+    signature: Signature | None = None,
+) -> StepDefinition | None:
+    """Resolve one ``@step``, noting its faults; None when it cannot be used.
+
+    Args:
+        signature: that of its function, if it has been read already.
+    """
     before = len(faults.problems)
-    signature = read_signature(mark.function, namespace, faults, method=method)
+    if signature is None:
+        signature = read_signature(mark.function, namespace, faults, method=method)
     step = build_executable(mark.name, mark.function, signature, faults, method=method)
     if len(mark.compensations) > 1:
         names = ", ".join(describe(c.function) for c in mark.compensations)

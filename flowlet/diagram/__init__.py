@@ -5,6 +5,7 @@
     flowlet.diagram.exported       the shape of an export
     flowlet.diagram.machine        the export of a machine -> a picture
     flowlet.diagram.run            the export of a saga or a pipeline -> a picture
+    flowlet.diagram.graph          the export of a graph -> a picture
     flowlet.diagram.picture        a picture: vertices, edges and their names; it knows of no format
     flowlet.diagram.mermaid, .dot  a picture -> text
     flowlet.diagram.program        text -> SVG
@@ -15,13 +16,15 @@ code; the same definition gives the same text. No module here imports a store, a
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from flowlet.core.marks import StateRef
 from flowlet.diagram.dot import write_dot
-from flowlet.diagram.exported import MachineExport
+from flowlet.diagram.exported import Export, GraphExport, MachineExport
+from flowlet.diagram.graph import draw_graph
 from flowlet.diagram.machine import draw_machine
 from flowlet.diagram.mermaid import write_mermaid
+from flowlet.diagram.picture import Picture
 from flowlet.diagram.program import DotFailed
 from flowlet.diagram.result import Diagram
 from flowlet.diagram.run import draw_run
@@ -31,13 +34,13 @@ __all__ = ["Diagram", "DotFailed", "diagram"]
 
 
 def diagram(thing: object, /, *, active: str | Iterable[StateRef] | None = None) -> Diagram:
-    """Draw a machine, a saga or a pipeline.
+    """Draw a machine, a saga, a pipeline or a graph.
 
     Args:
-        thing: an assembled class or function, an object of a machine (what it is in now is highlighted), a definition,
-            or the dict that its ``export()`` has returned.
-        active: what to highlight: states, as class, Enum member or name, steps by their names, or the word by which
-            listings and records call a configuration (``"Playing.Low + Muted"``).
+        thing: an assembled class, function or graph, an object of a machine (what it is in now is highlighted), a
+            definition, or the dict that its ``export()`` has returned.
+        active: what to highlight: states, as class, Enum member or name, steps and nodes by their names, or the word
+            by which listings and records call a configuration (``"Playing.Low + Muted"``).
 
     Returns:
         A `Diagram`; notebooks show it as a picture.
@@ -68,5 +71,12 @@ def diagram(thing: object, /, *, active: str | Iterable[StateRef] | None = None)
             class Closed active
     """
     exported, names = read_source(thing, active)
-    draw = draw_machine(exported, names) if isinstance(exported, MachineExport) else draw_run(exported, names)
-    return Diagram(exported.name, write_mermaid(draw), write_dot(draw))
+    picture = draw(exported, names)
+    return Diagram(exported.name, write_mermaid(picture), write_dot(picture))
+
+
+def draw(exported: Export, names: Sequence[str]) -> Picture:
+    """Draw an export; ``names`` are those of what is active."""
+    if isinstance(exported, MachineExport):
+        return draw_machine(exported, names)
+    return draw_graph(exported, names) if isinstance(exported, GraphExport) else draw_run(exported, names)

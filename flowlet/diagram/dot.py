@@ -27,6 +27,8 @@ _SHAPES: Mapping[Shape, dict[str, str]] = {
     "call": {"shape": "ellipse", "style": ""},
     "step": {"style": ""},
     "compensation": {"style": "rounded,dashed"},
+    "pause": {"shape": "hexagon", "style": ""},
+    "end": {"style": "", "peripheries": "2"},
 }
 _BOX = {"style": "rounded", "color": "black", "penwidth": "1"}  # said of each, since inner ones inherit from outer ones
 _LOOKS: Mapping[Look, dict[str, str]] = {

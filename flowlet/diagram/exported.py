@@ -97,7 +97,48 @@ class RunExport(msgspec.Struct, frozen=True):
     deadline: float | None = None
 
 
-def read_export(data: Mapping[str, Any]) -> MachineExport | RunExport:
+class NodeExport(msgspec.Struct, frozen=True):
+    """One node of a graph.
+
+    Attributes:
+        kind: what it does: execute a function, have another run made, or wait for a signal.
+        timeout: seconds that one attempt may take.
+    """
+
+    name: str
+    kind: Literal["step", "run", "pause"] = "step"
+    attempts: int = 1
+    timeout: float | None = None
+    join: Literal["all", "any"] | int = "all"
+    entry: bool = False
+    final: bool = False
+
+
+class EdgeExport(msgspec.Struct, frozen=True):
+    """One edge of a graph. ``when`` is the name of its condition."""
+
+    source: str
+    target: str
+    when: str | None = None
+    otherwise: bool = False
+    label: str | None = None
+    max_iterations: int | None = None
+
+
+class GraphExport(msgspec.Struct, frozen=True):
+    """A graph. ``deadline`` is in seconds."""
+
+    name: str
+    nodes: tuple[NodeExport, ...]
+    edges: tuple[EdgeExport, ...]
+    state: str = ""
+    deadline: float | None = None
+
+
+Export: TypeAlias = MachineExport | RunExport | GraphExport
+
+
+def read_export(data: Mapping[str, Any]) -> Export:
     """Read an exported definition.
 
     Raises:
@@ -109,6 +150,8 @@ def read_export(data: Mapping[str, Any]) -> MachineExport | RunExport:
             return msgspec.convert(data, MachineExport)
         if kind in ("saga", "pipeline"):
             return msgspec.convert(data, RunExport)
+        if kind == "graph":
+            return msgspec.convert(data, GraphExport)
     except msgspec.ValidationError as error:
         raise FlowletError(f"this is no exported {kind}: {error}; give diagram() what export() returns") from error
-    raise FlowletError(f"cannot draw an export of kind {kind!r}; machines, sagas and pipelines can be drawn")
+    raise FlowletError(f"cannot draw an export of kind {kind!r}; machines, sagas, pipelines and graphs can be drawn")

@@ -21,7 +21,13 @@ _STYLES = {
     "around": "stroke:#b45309,stroke-width:3px",
     "compensation": "stroke-dasharray:4",
 }
-_BRACKETS = {"call": ('(["', '"])'), "step": ('["', '"]'), "compensation": ('("', '")')}
+_BRACKETS = {
+    "call": ('(["', '"])'),
+    "step": ('["', '"]'),
+    "compensation": ('("', '")'),
+    "pause": ('{{"', '"}}'),
+    "end": ('[["', '"]]'),
+}
 
 # Everything but words and a little punctuation. What is let through has a meaning to Markdown, which Mermaid knows in
 # labels, at the ends of words, doubled, or as a link; and `direction LR` anywhere in a line is a statement.

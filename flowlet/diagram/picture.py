@@ -14,7 +14,18 @@ from typing import Literal, TypeAlias
 import msgspec
 
 Shape: TypeAlias = Literal[
-    "state", "region", "parallel", "final", "history", "fork", "anywhere", "call", "step", "compensation"
+    "state",
+    "region",
+    "parallel",
+    "final",
+    "history",
+    "fork",
+    "anywhere",
+    "call",
+    "step",
+    "compensation",
+    "pause",
+    "end",
 ]
 Look: TypeAlias = Literal["plain", "active", "around"]
 """``around`` is what has something active inside."""

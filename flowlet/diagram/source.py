@@ -14,15 +14,13 @@ from flowlet.core.faults import describe, nearest
 from flowlet.core.machine import MachineDefinition
 from flowlet.core.marks import MACHINE, StateRef
 from flowlet.core.registry import definition_of
-from flowlet.diagram.exported import TOGETHER, MachineExport, RunExport, read_export
+from flowlet.diagram.exported import TOGETHER, Export, GraphExport, MachineExport, read_export
 from flowlet.errors import FlowletError
 
 _LIVE = "_flowlet_state"  # where the object of a machine has its configuration
 
 
-def read_source(
-    thing: object, active: str | Iterable[StateRef] | None
-) -> tuple[MachineExport | RunExport, tuple[str, ...]]:
+def read_source(thing: object, active: str | Iterable[StateRef] | None) -> tuple[Export, tuple[str, ...]]:
     """Return the export of what was given, and the names of what is active in it.
 
     Raises:
@@ -35,8 +33,8 @@ def read_source(
         exported = read_export(cast("Mapping[str, Any]", thing))
     else:
         raise FlowletError(
-            f"{describe(thing)} cannot be drawn: give diagram() an assembled class or function, an object of a "
-            "machine, a definition, or what its export() returns"
+            f"{describe(thing)} cannot be drawn: give diagram() an assembled class, function or graph, an "
+            "object of a machine, a definition, or what its export() returns"
         )
     if active is None:
         return exported, _names_now(thing)
@@ -59,7 +57,7 @@ def _find(thing: object) -> MachineDefinition | RunDefinition | None:
     return found if isinstance(found, MachineDefinition | RunDefinition) else None
 
 
-def _name(ref: StateRef, definition: object, exported: MachineExport | RunExport) -> str:
+def _name(ref: StateRef, definition: object, exported: Export) -> str:
     if isinstance(definition, MachineDefinition) and not isinstance(ref, str):
         return definition.state(ref).name
     name = str(ref)
@@ -73,8 +71,10 @@ def _name(ref: StateRef, definition: object, exported: MachineExport | RunExport
     raise FlowletError(f"{exported.name}: {name!r} cannot be active, there is no such state or step{hint}")
 
 
-def _titles(exported: MachineExport | RunExport) -> dict[str, str]:
+def _titles(exported: Export) -> dict[str, str]:
     if isinstance(exported, MachineExport):
         return {state.name: state.title for state in exported.states}
+    if isinstance(exported, GraphExport):
+        return {node.name: node.name for node in exported.nodes}
     names = [name for step in exported.steps for name in (step.name, step.compensation)]
     return {name: name for name in names if name is not None}

@@ -301,14 +301,15 @@ class EffectsEngine(ReplayingEngine):
                 pending.call.begin(pending.call.spent + 1)
             self.journal.pending.extend(self._runner.pack_began(p.start, p.call) for p in intents)
             await self.journal.commit()
+            # What is on record as begun begins first, all of it: nobody could tell that it had not.
+            fresh = [*intents, *(p for p in fresh if p not in intents)]
         jobs = [_StepJob(self, pending, self._past(pending)) for pending in fresh]
         for pending in fresh:
             pending.call.doubtful |= self._doubt
         if self._lanes is None:
             self._lanes = Lanes(self._lane_broke)
         self._told_at = self._runner.now
-        # What is on record as begun begins first, all of it: nobody could tell that it had not.
-        self._lanes.queue.extend(sorted(jobs, key=_StepJob.may_wait) if intents else jobs)
+        self._lanes.queue.extend(jobs)
         self._lanes.go(len(intents) or 1)
 
     async def _run_inline(self, pending: LocalPending) -> None:
@@ -509,9 +510,6 @@ class _StepJob:
     @property
     def stopping(self) -> bool:
         return self._pending.stopping
-
-    def may_wait(self) -> bool:
-        return not self._pending.call.definition.at_most_once
 
     def begin(self, task: Task, /) -> Coroutine[Any, Any, None] | None:
         engine, pending = self._engine, self._pending

@@ -1,8 +1,8 @@
 """Lanes: tasks that do one job after another, as long as a job ends without waiting for anything.
 
-Law: a job runs in one task from its beginning to its end, and in a context of its own. A lane takes the next
-job when its job has ended; as soon as a job waits, what is queued goes to other lanes, more of them each time. So jobs that
-wait for nothing cost no task each, and those that do run side by side after a few turns of the loop.
+Law: a job runs in one task from its beginning to its end, and in a context of its own. A lane takes the next job
+when its job has ended; as soon as a job waits, what is queued goes to other lanes, more of them each time. So jobs
+that wait for nothing cost no task each, and those that do run side by side after a few turns of the loop.
 """
 
 from __future__ import annotations

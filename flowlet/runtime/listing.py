@@ -117,7 +117,9 @@ def _name(definition: Any) -> str | None:
         return found.name
     if found is not None:
         raise ConfigError(f"{found.name!r} is a machine and has no runs; list its machines with flow.machines(...)")
-    raise ConfigError(f"definition= takes an assembled saga or pipeline, or the name of one, not {definition!r:.80}")
+    raise ConfigError(
+        f"definition= takes an assembled saga, pipeline or graph, or the name of one, not {definition!r:.80}"
+    )
 
 
 def _statuses(status: Any) -> tuple[str, ...]:

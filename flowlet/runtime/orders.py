@@ -254,7 +254,7 @@ class Orders:
 
 def cancelled(id: str) -> RunCancelled:
     """Return what who waits for a cancelled run is told."""
-    return RunCancelled(f"run {id!r} was cancelled, and what it had done was undone")
+    return RunCancelled(f"run {id!r} was cancelled; what has a compensation was undone")
 
 
 def _copy(data: bytes, record: RunRecord) -> bytes:

@@ -22,6 +22,7 @@ from flowlet.core.run_records import (
     Noted,
     Resolved,
     RunRecord,
+    SignalTaken,
     Started,
     StepEnded,
     StepErred,
@@ -91,8 +92,9 @@ def _read(record: RunRecord, steps: Mapping[str, StepReport], definition: RunDef
         past = steps.get(name)
         seconds = record.seconds + (past.seconds if past else 0.0)
         if isinstance(record, StepEnded):
-            value = _value(record.key, record.value, definition)
-            return StepReport(name, value, "completed", record.attempt, seconds)
+            return _ended(
+                StepReport(name, None, "completed", record.attempt, seconds), record.key, record.value, definition
+            )
         status = "retrying" if isinstance(record, AttemptErred) else "failed"
         return StepReport(name, None, status, record.attempt, seconds, name_failure(record.error))
     if (
@@ -102,8 +104,11 @@ def _read(record: RunRecord, steps: Mapping[str, StepReport], definition: RunDef
         and record.step is not None
     ):
         past = steps.get(record.step)  # an operator has said what it returned
-        value = _value(record.step, record.value, definition)
-        return StepReport(record.step, value, "completed", past.attempts if past else 0, past.seconds if past else 0.0)
+        ended = StepReport(record.step, None, "completed", past.attempts if past else 0, past.seconds if past else 0.0)
+        return _ended(ended, record.step, record.value, definition)
+    if isinstance(record, SignalTaken) and definition is not None and definition.kind == "graph":
+        codec = definition.signals.get(record.topic, _anything)  # of a pause, what was sent to it
+        return StepReport(record.key, codec.decode(record.payload, record.key), "completed", 1, 0.0)
     if isinstance(record, StepStopped):
         return StepReport(closing_name(record.key) or record.key, None, "cancelled", 1, 0.0)
     if isinstance(record, Noted) and record.key.startswith(SKIPPED):
@@ -112,13 +117,25 @@ def _read(record: RunRecord, steps: Mapping[str, StepReport], definition: RunDef
     return None
 
 
+def _ended(step: StepReport, key: str, data: bytes, definition: RunDefinition | None) -> StepReport:
+    """Say with what a step has ended: its result, or one of another type, which the run takes for a failure."""
+    try:
+        value = _value(key, data, definition)
+    except DecodeError as error:
+        return msgspec.structs.replace(step, status="failed", error=f"DecodeError: {error}")
+    return msgspec.structs.replace(step, value=value)
+
+
 def _value(key: str, value: bytes, definition: RunDefinition | None) -> Any:
-    """Decode a step's result as its definition says, or to plain data when that is not known here."""
+    """Decode a step's result as its definition says, or to plain data when that is not known here.
+
+    Raises:
+        DecodeError: it is of another type than annotated.
+    """
     name = re.split(r"[#:[]", key, maxsplit=1)[0]
     step = None if definition is None or "~" in key else definition.steps.get(name)
     if step is not None:
-        with contextlib.suppress(DecodeError):  # a result of another type than annotated is what the run failed of
-            return step.decode(value)
+        return step.decode(value)
     return _anything.decode(value, key)
 
 
@@ -137,7 +154,7 @@ def _stand_in(
         if step.status == "failed" and "stand_in" in plan and definition is not None:
             value = plan["stand_in"]
             with contextlib.suppress(msgspec.ValidationError):
-                value = msgspec.convert(value, definition.steps[name].result.type)
+                value = msgspec.convert(value, definition.steps[name].result.type, str_keys=True)
             steps[key] = msgspec.structs.replace(step, value=value)
 
 

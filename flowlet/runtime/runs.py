@@ -571,7 +571,7 @@ class Runs(StoredRuns):
 
 
 def _expired(id: str) -> RunTimeout:
-    return RunTimeout(f"run {id!r} had not ended at its deadline, and what it had done was undone")
+    return RunTimeout(f"run {id!r} had not ended at its deadline; what has a compensation was undone")
 
 
 def _spent(id: str) -> RunTimeout:

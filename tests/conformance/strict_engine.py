@@ -228,7 +228,7 @@ class StrictRun:
         self.definition = found
         self.journal = StrictJournal()
         self.undone = Undone()
-        self._input = found.starter.encode_input(found.starter.bind(inputs, {}))
+        self._input = found.starter.exchange_input(found.starter.bind(inputs, {}))[0]
         self._dice = dice
         self._answer = answer
         self._signals = {topic: list(payloads) for topic, payloads in (signals or {}).items()}

@@ -289,6 +289,51 @@ pipeline_with_all = registry.pipeline(
 pipeline_skipping = registry.pipeline("pipeline_skipping", *PARTS, on_error="skip")
 pipeline_stopping = registry.pipeline("pipeline_stopping", *PARTS)
 
+
+async def numbers(first: Slip) -> list[int]:
+    return list(range(first.number))
+
+
+async def per_number(numbers: int, first: Slip, world: World = provided) -> Slip:
+    if numbers in (2, 5):
+        raise Refused(str(numbers))
+    return world.do(numbers)
+
+
+async def mend_number(error: Exception, numbers: int, world: World = provided) -> Slip:
+    if numbers == 5:
+        raise error
+    return world.do(numbers)
+
+
+async def close(
+    first: Slip | None, per_number: list[Slip] | None, error: Exception | None, world: World = provided
+) -> None:
+    assert (per_number is None) == (error is not None)
+    world.do()
+
+
+async def leave(number: int, error: Exception | None, world: World = provided) -> None:
+    world.do()
+    if error is None:
+        raise Refused("could not leave")
+
+
+def closing(name: str, *finally_: Any) -> Any:
+    return registry.pipeline(
+        name,
+        *(plain_first, numbers, left, right, per_number, count),
+        needs={left: "right", "per_number": left},
+        each={per_number: numbers},
+        on_error={per_number: mend_number},
+        finally_=finally_,
+        max_concurrency=2,
+    )
+
+
+pipeline_closing = closing("pipeline_closing", close)
+pipeline_not_left = closing("pipeline_not_left", close, leave)
+
 Undo = dict[str, str]
 UNDO = {
     "first": "undo_first",
@@ -340,6 +385,10 @@ CASES: list[tuple[Callable[..., Any], int, Undo | None]] = [
     (pipeline_with_all, 7, None),
     (pipeline_skipping, 7, None),
     (pipeline_stopping, 7, {}),
+    (pipeline_closing, 5, None),
+    (pipeline_closing, 6, {}),
+    (pipeline_not_left, 3, {}),
+    (pipeline_not_left, 6, {}),
 ]
 
 
@@ -675,3 +724,13 @@ async def test_compensations_that_fail_are_tried_again_or_skipped_as_the_operato
     again = await outcome_of(run.result())
     assert isinstance(again, Refused)
     assert Counter(world.done) == done, "a replay made an effect"
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("number", [3, 6])
+async def test_what_is_done_in_any_case_is_done_once_and_after_everything_else(number: int, seed: int) -> None:
+    world = World()
+    run = StrictRun(pipeline_not_left, number, dice=random.Random(seed), provide=lambda annotation: world)
+    assert isinstance(await outcome_of(run.result()), Refused)
+    assert world.done[-2:] == ["~close", "~leave"]
+    assert len(world.done) == len(set(world.done))

@@ -451,7 +451,7 @@ def test_conditions_that_make_a_cycle_together(registry: Registry) -> None:
         return x
 
     found = problems(lambda: registry.pipeline("p", a, b, when={a: lambda b: True, b: lambda a: True}))
-    assert found == ("p: steps and their when= wait for each other in a cycle: b -> a -> b",)
+    assert found == ("p: steps and their when= wait for each other in a cycle: a -> b -> a",)
 
 
 def test_a_condition_that_is_no_plain_function(registry: Registry) -> None:
@@ -465,27 +465,40 @@ def test_a_condition_that_is_no_plain_function(registry: Registry) -> None:
 
 def test_error_policies(registry: Registry) -> None:
     assert problems(etl(registry, on_error="ignore")) == (
-        'etl: on_error= must be "stop", "skip" or a function, not \'ignore\'',
+        'etl: on_error= is "stop", "skip", a function or a value, not the text \'ignore\'; a text that stands in wants '
+        "a function: lambda error: 'ignore'",
     )
     assert problems(etl(registry, on_error={"extrat": "skip"})) == (
         "etl: on_error= names 'extrat', which is no step of it; did you mean 'extract'?",
     )
     assert problems(etl(registry, on_error={load: lambda: 0})) == (
-        "etl: on_error= <lambda> must take one argument, the exception",
+        "etl: on_error= <lambda>: must take one argument, the exception",
     )
-    assert problems(etl(registry, on_error={load: lambda a, b: 0})) == (
-        "etl: on_error= <lambda> must take one argument, the exception",
+    rest = (
+        "it must take one argument, the exception, or `error` and, by name, inputs and results that step 'load' comes "
+        "after"
+    )
+    assert problems(etl(registry, on_error={load: lambda error, pth: 0})) == (
+        f"etl: on_error= <lambda>: parameter 'pth' is provided by nothing; did you mean 'path'?; {rest}",
+    )
+    assert problems(etl(registry, on_error={load: lambda error, load: 0})) == (
+        f"etl: on_error= <lambda>: parameter 'load' comes not before it; {rest}",
+    )
+    assert problems(etl(registry, on_error={load: 2.5})) == (
+        "etl: on_error= 2.5 is not what step 'load' returns: the value that stands in for step 'load' does not decode "
+        "to int: Expected `int`, got `float`",
     )
 
 
 def test_faults_of_conditions_and_policies_are_reported_together(registry: Registry) -> None:
-    found = problems(etl(registry, when={"lod": bool}, on_error={"etract": "skip", load: 3}))
+    found = problems(etl(registry, when={"lod": bool}, on_error={"etract": "skip", load: "3"}))
     assert len(found) == 3
 
 
 def test_conditions_and_policies_go_with_steps(registry: Registry) -> None:
     async def body() -> None: ...
 
-    sentence = "when= and on_error= go with a pipeline made of a name and steps"
+    sentence = "max_concurrency=, needs=, when=, on_error=, each= and finally_= go with a pipeline made of a name and "
+    sentence += "steps"
     assert problems(lambda: cast(Any, registry).pipeline(body, when={})) == (sentence,)
     assert problems(lambda: cast(Any, registry).pipeline(body, on_error="skip")) == (sentence,)

@@ -17,7 +17,7 @@ from flowlet.core.definitions import Context, RunDefinition, Undone
 from flowlet.core.engine import StepCall
 from flowlet.core.flights import Flights
 from flowlet.core.registry import definition_of
-from flowlet.core.run import encode_call
+from flowlet.core.run import exchange_call
 
 pytestmark = pytest.mark.anyio
 
@@ -43,7 +43,7 @@ class Flying:
 
     def call(self, name: str) -> StepCall:
         definition = STEP.steps["work"]
-        return StepCall(self.engine, definition, name, (name,), encode_call(definition, (name,)))
+        return StepCall(self.engine, definition, name, (name,), exchange_call(definition, (name,))[0])
 
     async def forward(self) -> bytes:
         names, got = list(self.names), []

@@ -10,7 +10,7 @@ import anyio
 import pytest
 
 from flowlet import Flowlet, Run, gather, provided, step
-from flowlet.errors import DecodeError, EncodeError
+from flowlet.errors import DecodeError, EncodeError, RunError
 from flowlet.runtime.handle import Handle
 
 pytestmark = pytest.mark.anyio
@@ -487,6 +487,28 @@ async def test_a_condition_that_raises_fails_the_pipeline(flow: Flowlet) -> None
 
 async def after_good(good: int) -> int:
     return good
+
+
+async def test_a_condition_with_defaults_and_names(flow: Flowlet) -> None:
+    def is_more(than: int = 5, *, good: int) -> bool:
+        return good > than
+
+    pipe = flow.pipeline("p", good, after_good, when={after_good: is_more})
+    async with flow:
+        assert await pipe(6) == 6
+        assert await pipe(5) is None
+
+
+async def test_a_condition_that_is_a_coroutine_is_refused(flow: Flowlet) -> None:
+    class Asking:
+        async def __call__(self, good: int) -> bool:
+            return False
+
+    asking: Any = Asking()
+    pipe = flow.pipeline("p", good, after_good, when={after_good: asking})
+    async with flow:
+        with pytest.raises(RunError, match=r"when= of step 'after_good' returned a coroutine, which is always true"):
+            await pipe(1)
 
 
 async def test_a_pipeline_in_a_body_is_a_child_run(flow: Flowlet) -> None:

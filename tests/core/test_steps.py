@@ -76,14 +76,14 @@ def test_equal_inputs_have_equal_bytes() -> None:
     async def take(d: dict[str, int], s: set[int]) -> None: ...
 
     definition = build(take)
-    one = definition.encode_input(({"a": 1, "b": 2}, {1, 2, 300}))
-    assert one == definition.encode_input(({"b": 2, "a": 1}, {300, 2, 1}))
+    one = definition.exchange_input(({"a": 1, "b": 2}, {1, 2, 300}))[0]
+    assert one == definition.exchange_input(({"b": 2, "a": 1}, {300, 2, 1}))[0]
     assert definition.input.decode(one, "it") == ({"a": 1, "b": 2}, {1, 2, 300})
 
 
 def test_an_argument_that_cannot_be_stored_names_the_step() -> None:
     with pytest.raises(EncodeError, match=r"an argument of 'ship' cannot be stored.*`provided`"):
-        build(ship).encode_input((object(), False, "home"))
+        build(ship).exchange_input((object(), False, "home"))
 
 
 def test_a_result_of_another_shape_names_the_step() -> None:

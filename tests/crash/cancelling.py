@@ -101,6 +101,40 @@ async def resumed_together(order: int) -> Slip:
     raise Refused("no")
 
 
+@step
+async def reserve_place(order: int) -> Slip:
+    return effect(order)
+
+
+@step
+async def stop_at(order: int, split: Slip, flow: Flowlet = provided) -> Slip:
+    slip = effect(split.pid)
+    if slip.step == "stop_at[2]":
+        await flow.handle(RUN).cancel()
+    await anyio.sleep(0.001 if slip.step == "stop_at[0]" else 60)  # it ends at about the time of the cancellation
+    return slip
+
+
+async def tidy(split: list[Slip] | None, stop_at: list[Slip] | None, error: Exception | None) -> Slip:
+    assert isinstance(error, RunCancelled), error
+    assert split is not None
+    assert stop_at is None
+    return effect(split[0].pid)
+
+
+async def leave(order: int) -> Slip:
+    await anyio.sleep(0.001)
+    return effect(order)
+
+
+closed = registries["closed"].pipeline(
+    "closed",
+    *(workloads.split, reserve_place, stop_at),
+    each={stop_at: "split"},
+    needs={stop_at: reserve_place},
+    finally_=[tidy, leave],
+)
+
 _UNDO = {"reserve": "reserve~unreserve", "paint": "paint~scrape", "paint#2": "paint#2~scrape"}
 _DONE = {"reserve": "s", "paint": "s", "paint#2": "s"}
 WORKLOADS["cancelled"] = Workload(cancelled, "cancelled", {**_DONE, "stop": "c"}, _UNDO, "stop", width=2)
@@ -110,6 +144,7 @@ for name, definition in {
     "family": family,
 }.items():
     WORKLOADS[name] = Workload(definition, "cancelled", {}, _UNDO, width=3)
+WORKLOADS["closed"] = Workload(closed, "cancelled", {}, width=4, closes=("~tidy", "~leave"))
 WORKLOADS["resumed_together"] = Workload(resumed_together, "compensated", {}, width=3)
 
 
@@ -156,7 +191,11 @@ async def look_at(workload: Workload, database: Path, ids: Sequence[str], effect
         assert len(ended) == len(set(ended)), "a step has two results"
         forward = [key for key in ended if "~" not in key]
         undone = [key.partition("~")[0] for key in ended if "~" in key]
-        assert sorted(undone) == sorted(forward)
+        if workload.closes:
+            assert tuple(ended[-len(workload.closes) :]) == workload.closes
+            assert forward[-1] in ("reserve_place", "split", "stop_at[0]")
+        else:
+            assert sorted(undone) == sorted(forward)
         starts = [r.start for r in records if hasattr(r, "start") and type(r).__name__ != "AttemptErred"]
         assert sorted(starts) == list(range(1, len(starts) + 1)), "starts are not 1..n"
         recorded = Counter(r.key for r in records if isinstance(r, (StepEnded, StepErred)))

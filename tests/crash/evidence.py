@@ -144,7 +144,7 @@ def _check_undone(workload: Workload, records: Sequence[RunRecord], undone: Sequ
         (workload.undoes[key] for key in reversed(completed)), key=workload.stuck.__contains__
     )
     decisions = [n for n, r in enumerate(records) if isinstance(r, Noted) and r.key == COMPENSATING]
-    assert len(decisions) == bool(undone)
+    assert len(decisions) == bool(undone or (workload.closes and workload.failing))
     if undone:
         by_key = {r.key: n for n, r in reversed(list(enumerate(records))) if isinstance(r, OUTCOMES)}
         assert workload.failing is not None
@@ -178,6 +178,13 @@ def _check_effects(workload: Workload, records: Sequence[RunRecord], effects: Se
         assert count <= 1 + crashes
         assert attempt <= recorded[key] or key in stopped, f"{key} was attempted for the {attempt}th time"
     _check_given(workload, records, effects)
+    _check_closed(workload, records)
+
+
+def _check_closed(workload: Workload, records: Sequence[RunRecord]) -> None:
+    """What a pipeline does in any case comes in its order behind everything else."""
+    keys = [r.key for r in records if isinstance(r, OUTCOMES)]
+    assert tuple(keys[len(keys) - len(workload.closes) :]) == workload.closes
 
 
 def _check_given(workload: Workload, records: Sequence[RunRecord], effects: Sequence[Effect]) -> None:
@@ -189,9 +196,10 @@ def _check_given(workload: Workload, records: Sequence[RunRecord], effects: Sequ
         given[effect.key].add(effect.given)
     for record in records:
         if isinstance(record, StepEnded) and record.key not in workload.undoes.values():
-            step, pid = msgspec.msgpack.decode(record.value).values()
-            assert step == record.key.partition("#")[0] or "~" in step or step == record.key
-            assert pid in makers[record.key], "the recorded result is of a process that did not do it"
+            value = msgspec.msgpack.decode(record.value)
+            for step, pid in (slip.values() for slip in (value if isinstance(value, list) else [value])):
+                assert step == record.key.partition("#")[0] or "~" in step or step == record.key
+                assert pid in makers[record.key], "the recorded result is of a process that did not do it"
             if workload.undoes.get(record.key) in given:
                 assert given[workload.undoes[record.key]] == {str(pid)}
     for key, values in given.items():

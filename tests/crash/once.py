@@ -323,6 +323,9 @@ async def look_at(name: str, database: Path, kills: int) -> None:
 class Sweep:
     """Trials of one scene, each on a database of its own."""
 
+    work_on = staticmethod(work_on)
+    look_at = staticmethod(look_at)
+
     def __init__(self, name: str, folder: Path, backend: str) -> None:
         self.trials = self.kills = 0
         self._name, self._folder, self._backend = name, folder, backend
@@ -334,13 +337,13 @@ class Sweep:
         Place.effects = str(self._folder / f"{self.trials}.effects")
         killed: list[bool] = []
         for kill, last in [*plan, (None, 0)]:
-            code = fork(work_on, self._name, database, kill, last, backend=self._backend)
+            code = fork(self.work_on, self._name, database, kill, last, backend=self._backend)
             killed.append(code == -9)
             if code == 0:
                 break
             assert killed[-1], f"{self._name}, {plan}: process {len(killed)} ended with {code}"
         self.kills += sum(killed)
-        code = fork(look_at, self._name, database, sum(killed), backend=self._backend)
+        code = fork(self.look_at, self._name, database, sum(killed), backend=self._backend)
         assert code == 0, f"{self._name}, {plan}: killed {killed}, and what was left is wrong: see {database}"
         for leftover in self._folder.glob(f"{self.trials}.*"):
             leftover.unlink()

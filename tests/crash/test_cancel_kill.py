@@ -29,6 +29,8 @@ SWEEPS = {
     ("sweep", "cancelled_together", "trio"): 14,  # what ends together is one append
     ("sweep", "cancelled_abroad", "asyncio"): 10,
     ("sweep", "family", "asyncio"): 24,
+    ("sweep", "closed", "asyncio"): 12,
+    ("sweep", "closed", "trio"): 12,
     ("sweep", "resumed_together", "asyncio"): 14,
 }
 RACES = [("race", "asyncio"), ("race", "trio")]

@@ -49,9 +49,9 @@ SWEEPS = {
     ("parallel_failing", "asyncio", "in_a_row"): 8 + 11,
     ("retrying", "asyncio", "sweep"): 2 * 14,
     ("retrying", "asyncio", "in_a_row"): 13 + 11,
-    ("pipeline", "asyncio", "sweep"): 2 * 9,
-    ("pipeline", "trio", "sweep"): 2 * 9,
-    ("pipeline", "asyncio", "in_a_row"): 8 + 11,
+    ("pipeline", "asyncio", "sweep"): 2 * 8,
+    ("pipeline", "trio", "sweep"): 2 * 8,
+    ("pipeline", "asyncio", "in_a_row"): 6 + 11,
 }
 
 Sweep: TypeAlias = tuple[str, str, str]

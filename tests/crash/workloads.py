@@ -28,6 +28,9 @@ ATTEMPTS = 5
 PAGES = 24
 """Steps of the long workloads: enough to be left with something after ten kills."""
 
+PIECES = 4
+"""Items that a step of a pipeline is done for."""
+
 TURNS = 5
 """Steps of the slow workloads, which then take as many again to go on, or back."""
 
@@ -377,7 +380,7 @@ async def guess_instead(error: Exception) -> Slip:
 
 @step
 async def write(clean: Slip, count: Slip, enrich: Slip, guess: Slip) -> Slip:
-    assert guess.step == "guess~guess_instead"
+    assert guess.step == "guess:guess_instead"
     return effect(f"{clean.pid} {count.pid} {enrich.pid}")
 
 
@@ -396,6 +399,83 @@ pipeline = registries["pipeline"].pipeline(
 )
 
 
+@step
+async def split(order: int) -> list[Slip]:
+    slip = effect(order)
+    return [slip] * PIECES
+
+
+@step
+async def count_pieces(split: list[Slip]) -> Slip:
+    return effect(split[0].pid)
+
+
+@step(retry=Retry(attempts=ATTEMPTS, wait=0))
+async def wash(split: Slip) -> Slip:
+    slip = effect(split.pid)
+    name, run = slip.step, current_run()
+    await anyio.sleep(0.001 if name == "wash[0]" else 0)
+    if name == "wash[1]" and run.attempt < 3:
+        raise Flaky("not yet")
+    if name == "wash[2]":
+        raise Refused("too dirty")
+    return slip
+
+
+async def throw_away(error: Exception, split: Slip) -> Slip:
+    assert isinstance(error, (Refused, Flaky)), error
+    return effect(split.pid)
+
+
+@step
+async def sew_up(order: int, wash: list[Slip]) -> Slip:
+    assert [slip.step for slip in wash] == ["wash[0]", "wash[1]", "wash[2]:throw_away", "wash[3]"]
+    return effect(" ".join(str(slip.pid) for slip in wash))
+
+
+@step
+async def refuse(sew_up: Slip) -> Slip:
+    effect(sew_up.pid)
+    raise Refused("nobody wants it")
+
+
+async def sweep(split: list[Slip] | None, error: Exception | None) -> Slip:
+    assert split is not None
+    assert error is None or isinstance(error, Refused), error
+    await anyio.sleep(0.001)
+    return effect(split[0].pid)
+
+
+@step(retry=Retry(attempts=ATTEMPTS, wait=0))
+async def lock_up(order: int) -> Slip:
+    slip = effect(order)
+    if current_run().attempt < 3:
+        raise Flaky("the key sticks")
+    return slip
+
+
+_SEWING = (split, count_pieces, wash, sew_up)
+sewing = registries["sewing"].pipeline(
+    "sewing",
+    *_SEWING,
+    each={wash: "split"},
+    needs={sew_up: count_pieces},
+    on_error={wash: throw_away},
+    finally_=[sweep, lock_up],
+)
+sewing_failing = registries["sewing_failing"].pipeline(
+    "sewing_failing",
+    *_SEWING,
+    refuse,
+    wait_long,
+    each={wash: "split"},
+    needs={sew_up: count_pieces},
+    on_error={wash: throw_away},
+    finally_=[sweep, lock_up],
+    max_concurrency=3,
+)
+
+
 # ---------------------------------------------------------------- what must come of them
 @dataclass
 class Workload:
@@ -409,6 +489,7 @@ class Workload:
         width: so many effects may be under way at once.
         skipped: steps of a pipeline that must be noted as skipped.
         stuck: compensations that fail until an operator has mended something.
+        closes: keys of what a pipeline does in any case.
     """
 
     definition: Callable[..., Any]
@@ -420,6 +501,7 @@ class Workload:
     width: int = 1
     skipped: tuple[str, ...] = ()
     stuck: tuple[str, ...] = ()
+    closes: tuple[str, ...] = ()
 
 
 _ORDER = {"reserve": "s", "charge": "s", "pack": "s"}
@@ -427,6 +509,13 @@ _UNDO = {"reserve": "reserve~unreserve", "charge": "charge~refund", "pack": "pac
 
 _PAGES = ["stamp", *(f"stamp#{n}" for n in range(2, PAGES + 1))]
 _TURNS = ["linger", *(f"linger#{n}" for n in range(2, 2 * TURNS + 1))]
+
+_SEWN = {
+    **dict.fromkeys(("split", "count_pieces", "wash[0]", "wash[1]", "wash[3]", "wash[2]:throw_away", "sew_up"), "s"),
+    "wash[2]": "e",
+    "~sweep": "s",
+    "~lock_up": "s",
+}
 
 WORKLOADS = {
     "three": Workload(three, "completed", dict(_ORDER)),
@@ -504,11 +593,28 @@ WORKLOADS = {
             "count": "s",
             "enrich": "s",
             "guess": "e",
-            "guess~guess_instead": "s",
+            "guess:guess_instead": "s",
             "write": "s",
         },
         attempts={"enrich": 3},
         width=4,
         skipped=("archive", "index"),
+    ),
+    "sewing": Workload(
+        sewing,
+        "completed",
+        dict(_SEWN),
+        attempts={"wash[1]": 3, "wash[2]": ATTEMPTS, "~lock_up": 3},
+        width=5,
+        closes=("~sweep", "~lock_up"),
+    ),
+    "sewing_failing": Workload(
+        sewing_failing,
+        "failed",
+        {**_SEWN, "refuse": "e", "wait_long": "c"},
+        failing="refuse",
+        attempts={"wash[1]": 3, "wash[2]": ATTEMPTS, "~lock_up": 3},
+        width=3,
+        closes=("~sweep", "~lock_up"),
     ),
 }

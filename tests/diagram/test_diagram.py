@@ -9,6 +9,7 @@ from enum import Enum
 from typing import Any
 
 import pytest
+from msgspec import Struct
 
 from flowlet import Flowlet, Registry, compensate, guard, state, step, transition
 from flowlet.diagram import diagram
@@ -154,6 +155,27 @@ stateDiagram-v2
 """
 
 
+class Draft(Struct):
+    text: str = ""
+
+
+async def write(draft: Draft) -> None: ...
+
+
+async def end(draft: Draft) -> None: ...
+
+
+review = registry.graph("review", state=Draft)
+review.node(write, retry=2)
+review.pause("p", type=str, merge=lambda draft, text: {"text": text})
+review.node(end)
+review.entry(write)
+review.edge(write, "p")
+review.edge("p", end, when=lambda draft: bool(draft.text), label="given")
+review.edge("p", write, otherwise=True)
+review.final(end)
+
+
 def active_in(text: str) -> dict[str, str]:
     """Return the ids that each class of a Mermaid text has."""
     lines = [line.split() for line in text.splitlines() if line.startswith("    class ")]
@@ -240,6 +262,24 @@ class Plain:
 def test_what_cannot_be_drawn_is_told_so(thing: Any) -> None:
     with pytest.raises(FlowletError, match="cannot be drawn: give diagram"):
         diagram(thing)
+
+
+def test_a_graph() -> None:
+    picture = diagram(review, active=["p"])
+    assert picture.mermaid.splitlines()[1:6] == [
+        '    begin(["review(Draft)"])',
+        '    write["write<br/>2 attempts"]',
+        '    p{{"p"}}',
+        '    end_[["end"]]',
+        "    begin --> write",
+    ]
+    assert active_in(picture.mermaid) == {"active": "p"}
+    assert diagram(review.definition().export()).dot == diagram(review).dot
+    with pytest.raises(FlowletError, match=r"review: 'wriet' .*did you mean 'write'"):
+        diagram(review, active=["wriet"])
+    torn = {"kind": "graph", "name": "g", "nodes": [{"name": "a"}], "edges": [{"source": "a", "target": "b"}]}
+    with pytest.raises(FlowletError, match="an edge joins 'b', which the export does not have"):
+        diagram(torn)
 
 
 def test_active_names_what_is_there() -> None:

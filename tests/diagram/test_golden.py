@@ -25,12 +25,10 @@ from typing import Any, NoReturn
 import pytest
 
 from flowlet.diagram import Diagram, DotFailed, diagram
+from flowlet.diagram import draw as draw_export
 from flowlet.diagram.dot import write_dot
-from flowlet.diagram.exported import MachineExport
-from flowlet.diagram.machine import draw_machine
 from flowlet.diagram.mermaid import write_mermaid
 from flowlet.diagram.picture import Picture
-from flowlet.diagram.run import draw_run
 from flowlet.diagram.source import read_source
 
 HERE = Path(__file__).resolve().parent
@@ -45,7 +43,7 @@ def given(name: str) -> tuple[dict[str, Any], list[str] | None]:
 
 def draw(export: dict[str, Any], active: list[str] | None = None) -> Picture:
     exported, names = read_source(export, active)
-    return draw_machine(exported, names) if isinstance(exported, MachineExport) else draw_run(exported, names)
+    return draw_export(exported, names)
 
 
 def squeeze(*texts: str) -> str:

@@ -399,7 +399,7 @@ class PipelineModel:
             if not node.fails:
                 self.values[node.number] = node.number + sum(self.values[need] for need in node.needs)
             elif node.policy == "handle":
-                self.handled.add(f"{name}~handler")
+                self.handled.add(f"{name}:handler")
                 self.values[node.number] = -node.number
             elif node.policy == "stop":
                 self.stopping.add(str(node.number))
@@ -444,8 +444,8 @@ def check_order(nodes: list[Node], records: list[RunRecord]) -> None:
     seen: set[str] = set()
     for record in records:
         if isinstance(record, (StepEnded, StepErred)):
-            name = record.key.partition("~")[0]
-            if "~" not in record.key:
+            name = record.key.partition(":")[0]
+            if ":" not in record.key:
                 needs = {f"n{need}" for need in nodes_by_name(nodes)[name].needs}
                 assert needs <= seen
             if isinstance(record, StepEnded):

@@ -10,7 +10,8 @@ import pytest
 
 from flowlet import Flowlet, Retry, Run, provided, step
 from flowlet.errors import RunFinished, RunNotFound
-from flowlet.runtime.handle import Handle, Record, RunReport, StepReport
+from flowlet.runtime.handle import Handle, Record
+from flowlet.runtime.report import RunReport, StepReport
 from flowlet.store import Store
 
 pytestmark = pytest.mark.anyio

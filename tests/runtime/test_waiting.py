@@ -16,7 +16,7 @@ from flowlet.core.definitions import Context, RunDefinition, Undone
 from flowlet.core.engine import StepCall
 from flowlet.core.flights import Flights
 from flowlet.core.registry import definition_of
-from flowlet.core.run import encode_call
+from flowlet.core.run import exchange_call
 from flowlet.errors import (
     DecodeError,
     EncodeError,
@@ -50,7 +50,7 @@ class Asking:
 
     def call(self, name: str) -> StepCall:
         definition = self.world.steps.steps["act"]
-        return StepCall(self.engine, definition, name, (name,), encode_call(definition, (name,)))
+        return StepCall(self.engine, definition, name, (name,), exchange_call(definition, (name,))[0])
 
     async def forward(self) -> bytes:
         flights = Flights(self.engine)
