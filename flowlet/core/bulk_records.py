@@ -48,6 +48,10 @@ class BulkFacts(msgspec.Struct, frozen=True, array_like=True):
     shards: bytes = b""
 
 
+BULK = "bulk:"
+"""What the name of a bulk operation's definition begins with, before that of its function."""
+
+
 class BulkSums(msgspec.Struct, frozen=True, array_like=True):
     """How a bulk operation ended; the value of its `Ended`."""
 

@@ -6,6 +6,7 @@ repeated after a crash, and nothing undoes it.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -34,7 +35,7 @@ def read_closings(
     taken = list(names)
     for function in [functions] if callable(functions) else functions:
         child = child_step(function)
-        if child is None and (not callable(function) or isinstance(function, type)):
+        if child is None and not inspect.isroutine(function):
             faults.add(wiring.name, f"finally_= has {function!r}, which is no function")
             continue
         closing = _read_closing(function, child, wiring, namespace, faults)

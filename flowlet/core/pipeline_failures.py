@@ -6,6 +6,7 @@ assembly; functions are executed as steps, so that what they return is on record
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, Protocol, TypeAlias
 
@@ -94,6 +95,9 @@ def _read_handler(policy: Any, index: int, wiring: Wiring, namespace: Mapping[st
     mark = step_mark(policy)
     function = policy if mark is None else mark.function
     where = f"{wiring.name}: on_error= {describe(policy)}"
+    if not inspect.isroutine(function) and not isinstance(function, type):
+        faults.add(where, "is an object and no function; write a function of the exception, such as a lambda")
+        return "stop"
     try:
         signature = read_signature(function, namespace, faults)
     except (TypeError, ValueError):

@@ -14,6 +14,7 @@ import anyio.lowlevel
 
 from flowlet.core.bulk import BulkReport
 from flowlet.core.bulk_records import (
+    BULK,
     WIDTH,
     BulkFacts,
     BulkSums,
@@ -65,7 +66,7 @@ class Account:
     def __init__(self, plan: BulkPlan, store: Store, host: AccountHost) -> None:
         assert plan.id is not None
         self.id = plan.id
-        self.definition = f"bulk:{plan.function.name}"
+        self.definition = BULK + plan.function.name
         self.store = store
         self.size = 0
         self.began = 0.0

@@ -91,7 +91,7 @@ class Handle(Generic[R_co]):
         self._definition = definition
 
     async def result(self) -> R_co:
-        """Wait for the end of the run and return its result.
+        """Wait for the end of the run and return its result; of a bulk operation, a `BulkReport` without its errors.
 
         Raises:
             Exception: what the run failed with, its failed compensations attached as the last cause.

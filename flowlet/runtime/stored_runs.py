@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, TypeAlias
 
+from flowlet.core.bulk import BulkReport
+from flowlet.core.bulk_records import BULK, sums_codec
 from flowlet.core.definitions import RunDefinition
 from flowlet.core.run_records import Attention, Ended, Parked, RunRecord, run_record_codec
 from flowlet.errors import DecodeError, FlowletError, RunNotFound, RunParked
@@ -84,6 +86,15 @@ class StoredRuns:
             raise DecodeError(f"run {head.id!r} is marked {head.status!r}, but its last record does not say so")
         if last.value is None:
             raise ended_error(last)
+        if head.definition.startswith(BULK):
+            sums = sums_codec.decode(last.value, f"the result of bulk operation {head.id!r}")
+            return BulkReport(
+                status="completed",
+                total=sums.total,
+                succeeded=sums.succeeded,
+                failed=sums.failed,
+                seconds=sums.seconds,
+            )
         if definition is None:
             raise FlowletError(
                 f"run {head.id!r} completed, but definition {head.definition!r} version {head.definition_version} is "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, NoReturn
 
 import anyio
@@ -9,6 +10,7 @@ import pytest
 from msgspec import Struct
 
 from flowlet import Flowlet, Retry, Run, current_run, provided, step
+from flowlet.core.faults import describe
 from flowlet.errors import DefinitionError, StepTimeout
 
 pytestmark = pytest.mark.anyio
@@ -282,3 +284,15 @@ async def test_an_item_that_a_function_does_not_take(flow: Flowlet) -> None:
 
     with pytest.raises(DefinitionError, match=r"takes rows: list\[int\], but 'rows' is int"):
         flow.pipeline("p", rows, clean, each={clean: rows}, on_error={clean: mend})
+
+
+async def test_objects_that_can_be_called_are_no_functions(flow: Flowlet) -> None:
+    def mend(error: Exception, scale: int) -> int:
+        return scale
+
+    half = partial(mend, scale=2)
+    told = "is an object and no function; write a function of the exception, such as a lambda"
+    assert faults(flow, on_error={bad: half}, finally_=[half]) == [
+        f"p: on_error= {describe(half)}: {told}",
+        f"p: finally_= has {half!r}, which is no function",
+    ]

@@ -518,11 +518,32 @@ async def test_it_is_seen_among_the_runs(flow: Flowlet, until: Until) -> None:
         send.stop_at = 10**9
         await flow.bulk(send, range(50), id="june")
         assert await flow.handle("june").status() == "completed"
+        report = await flow.handle("june").result()
+        assert (report.status, report.total, report.succeeded, report.failed) == ("completed", 50, 50, 0)
         assert [record.kind async for record in flow.handle("june").history()] == ["started", "completed"]
         assert await flow.prune(0) == 1 + len(range(0, 50, shard_size(50, None)))
         assert [run async for run in flow.runs()] == []
         await flow.bulk(send, range(7), id="june")
     assert len(send.calls) == 57
+
+
+async def test_what_has_ended_belongs_to_nobody(faulty_store: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also a shard that another process took when it was complete, just before the operation ended."""
+    send, append = Sender(), faulty_store.append
+
+    async def take_first(writes: Any, **options: Any) -> None:
+        closing = [w.id for w in writes if w.close and "shard" in w.id]
+        if closing:
+            await faulty_store.heartbeat("somebody", 10.0)
+            assert (await faulty_store.claim("somebody", ids=closing)).heads
+        await append(writes, **options)
+
+    monkeypatch.setattr(faulty_store, "append", take_first)
+    async with Flowlet(faulty_store) as flow:
+        assert (await flow.bulk(send, range(50), id="june")).succeeded == 50
+        heads = await shard_heads(flow.store, "june")
+        assert heads
+        assert all(head.closed is not None and head.owner is None for head in heads)
 
 
 @pytest.mark.parametrize("from_elsewhere", [False, True])
