@@ -122,7 +122,8 @@ def _ended(step: StepReport, key: str, data: bytes, definition: RunDefinition | 
     try:
         value = _value(key, data, definition)
     except DecodeError as error:
-        return msgspec.structs.replace(step, status="failed", error=f"DecodeError: {error}")
+        plain = _anything.decode(data, key)  # to see what is wrong with it
+        return msgspec.structs.replace(step, value=plain, status="failed", error=f"DecodeError: {error}")
     return msgspec.structs.replace(step, value=value)
 
 
