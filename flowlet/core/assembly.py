@@ -290,6 +290,7 @@ def _definition(
         exported=exported,
         homes=[],
         constructor=constructor,
+        signals={} if isinstance(source, Wiring) else None,
     )
 
 

@@ -68,7 +68,7 @@ class RunDefinition(msgspec.Struct, frozen=True, eq=False, kw_only=True):
         deadline: seconds after its start in which a run must have ended, or None.
         timeout: seconds that a process may spend on a run, from taking it up; None for no limit, unset for the
             limit that a `Flowlet` has for the kind.
-        signals: the types of the signals that a run takes, by topic; empty if that is not known at assembly.
+        signals: the types of the signals that a run takes, by topic; None if that is not known at assembly.
         homes: weak references to the registries that keep it, for finding where a direct call runs.
     """
 
@@ -84,7 +84,7 @@ class RunDefinition(msgspec.Struct, frozen=True, eq=False, kw_only=True):
     constructor: tuple[Parameter, ...] = ()
     deadline: float | None = None
     timeout: float | msgspec.UnsetType | None = None
-    signals: dict[str, Codec[Any]] = {}
+    signals: dict[str, Codec[Any]] | None = None
 
     def export(self) -> dict[str, Any]:
         """Return the definition as plain data, as it is stored beside its runs."""

@@ -122,7 +122,7 @@ class Orders:
         data = encode(payload, what)
         check_size(data, self._host.max_payload, what, FRAME + 2 * len(topic))
         definition = self._host.definition_of(head)
-        if definition is not None and definition.signals:
+        if definition is not None and definition.signals is not None:
             codec = definition.signals.get(topic)
             if codec is None:
                 raise RunError(

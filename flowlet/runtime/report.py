@@ -107,7 +107,7 @@ def _read(record: RunRecord, steps: Mapping[str, StepReport], definition: RunDef
         ended = StepReport(record.step, None, "completed", past.attempts if past else 0, past.seconds if past else 0.0)
         return _ended(ended, record.step, record.value, definition)
     if isinstance(record, SignalTaken) and definition is not None and definition.kind == "graph":
-        codec = definition.signals.get(record.topic, _anything)  # of a pause, what was sent to it
+        codec = (definition.signals or {}).get(record.topic, _anything)  # of a pause, what was sent to it
         return StepReport(record.key, codec.decode(record.payload, record.key), "completed", 1, 0.0)
     if isinstance(record, StepStopped):
         return StepReport(closing_name(record.key) or record.key, None, "cancelled", 1, 0.0)

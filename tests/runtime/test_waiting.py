@@ -97,7 +97,7 @@ class World:
             return []
 
         self.steps: RunDefinition = definition_of(base)
-        signals = {name: Codec(int) for name in ("ok", "no")} if self.typed else {}
+        signals = {name: Codec(int) for name in ("ok", "no")} if self.typed else None
         definition = msgspec.structs.replace(
             self.steps,
             name="asking",
@@ -361,6 +361,22 @@ async def test_a_wrong_signal_is_refused_where_it_is_sent(flow: Flowlet, world: 
             assert await handle.result() == ["ok1"]
         with pytest.raises(RunFinished):
             await handle.send("ok", 1)
+
+
+async def test_what_waits_for_nothing_takes_no_signal(flow: Flowlet, until: Until) -> None:
+    opener = anyio.Event()
+
+    async def wait() -> int:
+        await opener.wait()
+        return 1
+
+    lines = flow.pipeline("lines", wait)
+    async with flow:
+        handle = await flow.start(lines)
+        with pytest.raises(RunError, match="of 'lines' takes no signal 'ok'"):
+            await handle.send("ok", 1)
+        opener.set()
+        assert await handle.result() == 1
 
 
 async def test_a_signal_that_is_too_large_is_refused(world: World) -> None:
