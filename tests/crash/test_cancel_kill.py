@@ -9,8 +9,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -47,19 +46,10 @@ def run(command: tuple[str, ...], folder: Path) -> Any:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.fixture(scope="module")
-def ask(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ask]:
-    """Do what was asked for side by side, as much as there are processors."""
-    folder = tmp_path_factory.mktemp("cancelling")
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        wanted = [
-            i.callspec.params["command"] for i in request.session.items if "ask" in getattr(i, "fixturenames", ())
-        ]
-        futures: dict[tuple[str, ...], Future[Any]] = {
-            command: pool.submit(run, command, folder / "-".join(command)) for command in wanted
-        }
-        yield lambda command: futures[command].result()
-        pool.shutdown(cancel_futures=True)
+@pytest.fixture
+def ask(tmp_path: Path) -> Ask:
+    """Do what is asked for."""
+    return lambda command: run(command, tmp_path / "-".join(command))
 
 
 @pytest.mark.parametrize("command", SWEEPS, ids="-".join)

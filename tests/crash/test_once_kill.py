@@ -9,8 +9,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeAlias
 
@@ -42,25 +40,9 @@ def run_sweep(sweep: Sweep, folder: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=100, env=ENVIRONMENT)
 
 
-@pytest.fixture(scope="module")
-def sweeps(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Callable[[Sweep], Future[subprocess.CompletedProcess[str]]]]:
-    """Make those that were asked for side by side, as many as there are processors."""
-    folder = tmp_path_factory.mktemp("once")
-    mine = [i for i in request.session.items if i.fspath == request.path]
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        wanted = [i.callspec.params["sweep"] for i in mine if "sweep" in getattr(i, "fixturenames", ())]
-        futures = {sweep: pool.submit(run_sweep, sweep, folder / "-".join(sweep)) for sweep in wanted}
-        yield futures.__getitem__
-        pool.shutdown(cancel_futures=True)
-
-
 @pytest.mark.parametrize("sweep", SWEEPS, ids="-".join)
-def test_killed_behind_every_write_and_every_effect(
-    sweep: Sweep, sweeps: Callable[[Sweep], Future[subprocess.CompletedProcess[str]]]
-) -> None:
-    done = sweeps(sweep).result()
+def test_killed_behind_every_write_and_every_effect(sweep: Sweep, tmp_path: Path) -> None:
+    done = run_sweep(sweep, tmp_path / "sweep")
     assert done.returncode == 0, done.stderr[-4000:]
     counts = json.loads(done.stdout.splitlines()[-1])
     assert counts["kills"] >= SWEEPS[sweep], counts
