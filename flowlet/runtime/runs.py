@@ -393,7 +393,12 @@ class Runs(StoredRuns):
         for head in heads:
             if head.kind == "machine" and self.adopt_machine is not None:
                 self.adopt_machine(head)
-            if head.kind != "run" or head.id in self.live:
+            if head.kind != "run":
+                continue
+            before = self.live.get(head.id)
+            if before is not None:
+                if before.journal.fence != head.fence:  # it has just been given back here, and is on its way out
+                    self._adopt_behind(before, head)
                 continue
             definition = self.find(head.definition, head.definition_version)
             if definition is None:
@@ -407,6 +412,16 @@ class Runs(StoredRuns):
             if self.log.active:
                 self.log.info("run.resumed", run_id=head.id, definition=head.definition, records=head.version)
             self._spawn_reloaded(execution)
+
+    def _adopt_behind(self, before: Execution, head: Head) -> None:
+        """Take a run up that was claimed before the one that gave it back here had left."""
+
+        async def main() -> None:
+            await before.done.wait()
+            if not self.closing:
+                await self._adopt((head,))
+
+        self.tasks.add(spawn(main, self._alarms_broke, self.tasks.discard))
 
     async def _recover(self) -> None:
         """Set the clock again, and take up what was left while the store was down: its leases are ours still."""

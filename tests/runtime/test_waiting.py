@@ -27,7 +27,7 @@ from flowlet.errors import (
     RunNotFound,
     RunTimeout,
 )
-from flowlet.store import Store
+from flowlet.store import Signal, Store, Write
 from flowlet.stores import open_store
 
 pytestmark = pytest.mark.anyio
@@ -361,6 +361,31 @@ async def test_a_wrong_signal_is_refused_where_it_is_sent(flow: Flowlet, world: 
             assert await handle.result() == ["ok1"]
         with pytest.raises(RunFinished):
             await handle.send("ok", 1)
+
+
+async def test_claimed_again_before_who_set_it_aside_has_left(new_store: NewStore, world: World) -> None:
+    """A signal comes, and the worker of this very process takes the run, while its execution is on its way out."""
+    store = new_store()
+    flow = Flowlet(store)
+    asking = world.build(flow)
+    append, sent = store.append, False
+
+    async def append_and_claim(writes: Sequence[Any], **options: Any) -> None:
+        nonlocal sent
+        await append(writes, **options)
+        if not sent and any(write.status == "waiting" for write in writes):
+            sent = True
+            await append((Write(id="r", signals=(Signal("ok", encode(1, "a payload")),)),))
+            claims = await store.claim(flow._open_runs.worker.id, ids=("r",))
+            await flow._open_runs._adopt(claims.heads)
+
+    store.append = append_and_claim  # type: ignore[method-assign]
+    async with flow:
+        handle = await flow.start(asking, ["ok"], 1, id="r")
+        with anyio.fail_after(5):
+            assert await handle.result() == ["ok1"]
+    assert sent
+    assert world.log == ["before", "after"]
 
 
 async def test_what_waits_for_nothing_takes_no_signal(flow: Flowlet, until: Until) -> None:
