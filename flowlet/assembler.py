@@ -1,4 +1,4 @@
-"""The assemblers as users type them: ``machine saga pipeline graph include``, with their types.
+"""The assemblers as users type them: ``machine saga pipeline graph approval every include``, with their types.
 
 Law: `Registry` and `Flowlet` offer the same assemblers, because they inherit them from here; what they
 do is in `flowlet.core.registry`.
@@ -6,7 +6,6 @@ do is in `flowlet.core.registry`.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, overload
@@ -19,10 +18,12 @@ from flowlet.core.pipeline_failures import OnError
 from flowlet.core.retry import Seconds
 from flowlet.core.wiring import StepRef
 from flowlet.errors import DefinitionError
+from flowlet.schedule import Scheduler
 
 if TYPE_CHECKING:
+    from flowlet.approval import Approval
+    from flowlet.core.approval_levels import Level
     from flowlet.graph import Graph
-    from flowlet.registry import Registry
 
 C = TypeVar("C", bound=type[Any])
 F = TypeVar("F", bound=Callable[..., Any])
@@ -34,13 +35,8 @@ AnyStep: TypeAlias = Callable[..., Any]
 Migrations: TypeAlias = Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]]
 
 
-class Assembler(ABC):
+class Assembler(Scheduler):
     """What a registry and a `Flowlet` can assemble."""
-
-    @property
-    @abstractmethod
-    def registry(self) -> Registry:
-        """The registry that keeps what is assembled."""
 
     @overload
     def machine(self, cls: C, /) -> C: ...
@@ -362,6 +358,75 @@ class Assembler(ABC):
         graph: Graph[S] = Graph(name, state, options, caller_namespace(1), registry._bind_run)
         registry.add_draft(graph)
         return graph
+
+    def approval(
+        self,
+        name: str,
+        /,
+        *levels: Level[S],
+        type: type[S],
+        parallel: bool = False,
+        distinct: bool = False,
+        approve_when_empty: bool = False,
+        self_approval: bool = False,
+        notify: Callable[..., Any] | None = None,
+        version: int = 1,
+        deadline: Seconds | None = None,
+        timeout: Seconds | None = None,
+    ) -> Approval[S]:
+        """Assemble an approval chain: levels on which people decide; see `flowlet.level`.
+
+        A chain is approved when all levels that apply have approved it. It is an ordinary run: it has a history, is
+        gone on with after a restart, can be cancelled and have a deadline, and can be a step of something else.
+
+        Args:
+            levels: in their order.
+            type: of what is decided on: data that can be stored.
+            parallel: all levels are open at once, instead of one after the other.
+            distinct: nobody may decide on two levels.
+            approve_when_empty: a chain of which no level applies is approved. By default it is rejected: nobody has
+                approved it.
+            self_approval: who has requested it may decide on it.
+            notify: a function, async or not, that is told what happens: it takes a `flowlet.approval.ApprovalNotice`.
+                Each call is a step, which may retry; one that fails for good holds nobody up.
+            version: as of a saga.
+            deadline: seconds (or a timedelta) after its start in which the chain must have ended; if not, the run fails
+                with `RunTimeout`.
+            timeout: seconds (or a timedelta) that a process may spend on a run, from taking it up.
+
+        Raises:
+            DefinitionError: with everything that is wrong with it.
+
+        Example:
+            >>> from datetime import timedelta
+            >>> from msgspec import Struct
+            >>> from flowlet import Registry, level
+            >>> class Expense(Struct):
+            ...     amount: int
+            >>> expense = Registry().approval(
+            ...     "expense",
+            ...     level("manager", role="manager", timeout=timedelta(days=3), escalate_to="director"),
+            ...     level("finance", role="finance", quorum=2, when=lambda e: e.amount > 10_000),
+            ...     type=Expense,
+            ... )
+        """
+        # Loaded when the first chain is made: programs without one need not wait for it.
+        from flowlet.approval import Approval
+        from flowlet.core.approval_builder import ApprovalOptions, build_approval
+
+        options = ApprovalOptions(
+            version=version,
+            parallel=parallel,
+            distinct=distinct,
+            approve_when_empty=approve_when_empty,
+            self_approval=self_approval,
+            notify=notify,
+            deadline=deadline,
+            timeout=timeout,
+        )
+        definition = build_approval(name, levels, type, options, caller_namespace(1))
+        self.registry.add(definition)
+        return Approval(definition, self.registry._bind_run(definition))
 
     def _assemble_body(
         self, kind: str, args: tuple[object, ...], name: str | None, options: Options, space: dict[str, Any]

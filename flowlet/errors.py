@@ -8,10 +8,11 @@ This module imports nothing of flowlet.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 __all__ = [
     "AlreadyDecided",
+    "ApprovalError",
     "ApprovalRejected",
     "BulkFailed",
     "CompensationFailed",
@@ -19,6 +20,7 @@ __all__ = [
     "Conflict",
     "CopyMismatch",
     "CycleError",
+    "DecisionRefused",
     "DecodeError",
     "DefinitionError",
     "EdgeFailed",
@@ -34,12 +36,15 @@ __all__ = [
     "MachineError",
     "MissingExtra",
     "PayloadTooLarge",
+    "QuorumUnreachable",
+    "RuleFailed",
     "RunCancelled",
     "RunError",
     "RunFinished",
     "RunNotFound",
     "RunParked",
     "RunTimeout",
+    "SignalTimeout",
     "StepFailed",
     "StepTimeout",
     "StoreError",
@@ -239,6 +244,10 @@ class StepTimeout(RunError, TimeoutError):
     """A step did not end within its ``timeout=`` seconds and was cancelled."""
 
 
+class SignalTimeout(RunError, TimeoutError):
+    """No signal of the topic came within the ``timeout=`` seconds of `Run.receive`."""
+
+
 class CompensationFailed(RunError, ExceptionGroup[Exception]):
     """One or more compensations failed for good; the others have run.
 
@@ -290,16 +299,87 @@ class BulkFailed(RunError, ExceptionGroup[Exception]):
         return type(self), (self.failed, self.exceptions)
 
 
-class ApprovalRejected(RunError):
-    """The approval chain ended without approval."""
-
-
-class AlreadyDecided(RunError):
-    """This person has already decided on this level, or the chain has ended."""
-
-
 class HistoryMismatch(RunError):
     """What is recorded does not fit the definition that reads it."""
+
+
+# ------------------------------------------------------------------ approval chains
+class ApprovalError(RunError):
+    """An approval chain cannot go on, or does not do what was asked of it."""
+
+
+class ApprovalRejected(ApprovalError):
+    """The approval chain ended without approval.
+
+    Attributes:
+        outcome: the `ApprovalOutcome`.
+    """
+
+    outcome: Any
+
+    def __init__(self, message: str, outcome: Any = None) -> None:
+        self.outcome = outcome
+        super().__init__(message)
+
+    def __reduce__(self) -> tuple[type[ApprovalRejected], tuple[str, Any]]:
+        return type(self), (str(self), self.outcome)
+
+
+class DecisionRefused(ApprovalError):
+    """Somebody has tried what they may not do, or not now; nothing has changed but the chain's audit.
+
+    Attributes:
+        reason: ``"unknown_level"``, ``"not_open"``, ``"ambiguous"`` (say which ``level=``), ``"no_roles"`` (none were
+            given), ``"role_not_held"``, ``"not_asked"`` (others are named), ``"self_approval"``, ``"distinct"`` (they
+            have decided on another level), ``"delegated"`` (their vote is somebody else's to cast),
+            ``"not_delegable"``, ``"not_requester"``, ``"expired"`` (the run's deadline), ``"already_decided"`` or
+            ``"ended"``.
+        by: who.
+        level: the level, ``""`` if there is none in particular.
+    """
+
+    reason: str
+    by: str
+    level: str
+
+    def __init__(self, message: str, reason: str = "", by: str = "", level: str = "") -> None:
+        self.reason, self.by, self.level = reason, by, level
+        super().__init__(message)
+
+    def __reduce__(self) -> tuple[type[DecisionRefused], tuple[str, str, str, str]]:
+        return type(self), (str(self), self.reason, self.by, self.level)
+
+
+class AlreadyDecided(DecisionRefused):
+    """This has been decided: by this person on this level, by others who were faster, or the chain has ended."""
+
+
+class QuorumUnreachable(ApprovalError):
+    """A level can never be decided: too few of those who are named for it may decide.
+
+    Attributes:
+        level: the level.
+    """
+
+    level: str
+
+    def __init__(self, message: str, level: str = "") -> None:
+        self.level = level
+        super().__init__(message)
+
+
+class RuleFailed(ApprovalError):
+    """The ``when=`` of a level has raised, or has answered with an awaitable.
+
+    Attributes:
+        level: the level.
+    """
+
+    level: str
+
+    def __init__(self, message: str, level: str = "") -> None:
+        self.level = level
+        super().__init__(message)
 
 
 # ------------------------------------------------------------------ graphs

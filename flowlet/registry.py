@@ -16,12 +16,16 @@ import msgspec
 from flowlet.assembler import Assembler
 from flowlet.core.annotations import Parameter
 from flowlet.core.assembly import build_function
+from flowlet.core.child import STARTS, Starts
 from flowlet.core.definitions import ASSEMBLED, CHILD, RunDefinition
+from flowlet.core.engine import StepCall
+from flowlet.core.ids import fit_id
 from flowlet.core.machine import MachineDefinition
+from flowlet.core.program import make_caller
 from flowlet.core.registry import BaseRegistry, definition_of
-from flowlet.core.run import Run, host_of, make_caller
-from flowlet.core.steps import StepDefinition
-from flowlet.errors import DefinitionError, FlowletError
+from flowlet.core.run import Run, host_of
+from flowlet.core.steps import RESULT, CompensationDefinition, StepDefinition, make_plain_step
+from flowlet.errors import DefinitionError, FlowletError, IdConflict
 from flowlet.runtime.machine_install import install_machine
 from flowlet.runtime.machine_works import make_body, options, run_name
 from flowlet.runtime.runs import Runs
@@ -113,6 +117,7 @@ class Registry(BaseRegistry, Assembler):
             caller.__signature__ = definition.starter.signature  # type: ignore[attr-defined]
         setattr(caller, ASSEMBLED, definition)
         setattr(caller, CHILD, child)
+        setattr(caller, STARTS, functools.cache(functools.partial(_starts, definition)))
         return caller
 
 
@@ -160,6 +165,7 @@ def _bind_class(cls: type, definition: RunDefinition) -> type:
     cls.__call__ = call  # type: ignore[method-assign]  # the class keeps everything else
     setattr(cls, ASSEMBLED, definition)
     setattr(cls, CHILD, step)
+    setattr(cls, STARTS, functools.cache(functools.partial(_starts, definition)))
     return cls
 
 
@@ -173,7 +179,8 @@ async def _run_directly(
         return await runs.execute(definition, inputs, None, instance)
     # Called by a step: the same call finds the same run when the step is tried again.
     runs = _runs_for(run, definition)
-    return await runs.execute_child(definition, inputs, run.event_key("run", definition.name), instance)
+    id = fit_id(run.event_key("run", definition.name))
+    return await runs.children.execute(definition, inputs, id, instance)
 
 
 def _runs_for(run: Run, definition: RunDefinition) -> Runs:
@@ -213,10 +220,11 @@ def _child_step(definition: RunDefinition) -> StepDefinition:
     """Describe a definition as a step of a parent run: starting the child, or finding it, and waiting."""
 
     async def run_child(*args: Any, run: Run) -> Any:
-        return await _runs_for(run, definition).execute_child(definition, args, _child_id(run))
+        return await _runs_for(run, definition).children.execute_alone(definition, args, _child_id(run), run.id)
 
-    async def halt_child(run: Run) -> None:
-        await _runs_for(run, definition).halt(_child_id(run))
+    async def halt_child(call: StepCall) -> None:
+        run = call.run()
+        await _runs_for(run, definition).children.halt(_child_id(run))
 
     run = Parameter("run", Run, inspect.Parameter.KEYWORD_ONLY, required=False, provided=True)
     return msgspec.structs.replace(
@@ -235,7 +243,57 @@ def _child_step(definition: RunDefinition) -> StepDefinition:
     )
 
 
+def _starts(definition: RunDefinition) -> Starts:
+    """Describe how the body of a run starts one of a definition, waits for it and cancels it."""
+
+    async def start_child(*args: Any, run: Run) -> str:
+        return await begin(args, run, run.id)
+
+    async def start_detached(*args: Any, run: Run) -> str:
+        return await begin(args, run, None)
+
+    async def begin(args: tuple[Any, ...], run: Run, parent: str | None) -> str:
+        *inputs, id = args
+        id = _child_id(run) if id is None else id
+        runs = _runs_for(run, definition)
+        if args[-1] is not None and await runs.children.is_ancestor(id, run.id):
+            raise IdConflict(f"run {run.id!r} cannot start {id!r}, which is itself or has started it; use another id")
+        await runs.start(definition, tuple(inputs), id, parent=parent)
+        return str(id)
+
+    async def await_child(id: str, *, run: Run) -> Any:
+        return await _runs_for(run, definition).children.execute_alone(definition, None, id, run.id)
+
+    async def cancel_child(id: str, *, run: Run) -> None:
+        await _runs_for(run, definition).children.halt(id)
+
+    async def undo_start(id: str, *, run: Run) -> None:
+        await _runs_for(run, definition).children.halt_own(id, run.id)
+
+    async def halt_start(call: StepCall) -> None:  # nobody knows whether it has started the run
+        run, id = call.run(), call.args[-1]
+        await undo_start(_child_id(run) if id is None else id, run=run)
+
+    run = Parameter("run", Run, inspect.Parameter.KEYWORD_ONLY, required=False, provided=True)
+    id = Parameter("id", str, inspect.Parameter.POSITIONAL_ONLY, required=True, provided=False)
+    named = Parameter("id", str | None, inspect.Parameter.POSITIONAL_ONLY, required=True, provided=False)
+    name = definition.name
+    cancel = make_plain_step(f"{name}:cancel", cancel_child, (id,), (run,), type(None))
+    inputs = (*definition.starter.inputs, named)
+    attached = make_plain_step(f"{name}:start", start_child, inputs, (run,), str)
+    undo = CompensationDefinition(
+        step=make_plain_step(f"{name}:undo", undo_start, (id,), (run,), type(None)), sources=(RESULT,)
+    )
+    return Starts(
+        starter=definition.starter,
+        attached=msgspec.structs.replace(attached, compensation=undo, halt=halt_start),
+        detached=make_plain_step(f"{name}:start", start_detached, inputs, (run,), str),
+        result=make_plain_step(f"{name}:result", await_child, (id,), (run,), definition.starter.result.type),
+        cancel=cancel,
+    )
+
+
 def _child_id(run: Run) -> str:
     """Return the id of the run that a step is."""
     # A child that has ended stays as it is: a parent that is to try again, behind its pivot, starts another one.
-    return run.idempotency_key if run.attempt == 1 else f"{run.idempotency_key}@{run.attempt}"
+    return fit_id(run.idempotency_key if run.attempt == 1 else f"{run.idempotency_key}@{run.attempt}")

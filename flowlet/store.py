@@ -97,7 +97,7 @@ class New(msgspec.Struct, frozen=True):
     """The facts of an entity that never change after its creation.
 
     Attributes:
-        kind: ``"run"``, ``"machine"``, ``"definition"``, or ``"shard"`` for a part of a bulk operation.
+        kind: ``"run"``, ``"machine"``, ``"definition"``, ``"schedule"``, or ``"shard"`` for a part of a bulk operation.
         definition: the definition's name.
         definition_version: the version of the code that the entity is pinned to.
     """

@@ -20,7 +20,7 @@ __all__ = ["CriticalPath", "Digraph", "digraph"]
 
 
 def digraph(thing: object, /) -> Digraph[str]:
-    """Return the steps, nodes or states of a definition as a graph.
+    """Return the steps, nodes, levels or states of a definition as a graph.
 
     In a pipeline a step follows those that it needs, in a saga the one before it (as its body names them, if it is a
     function), in a graph what its edges lead from; in a machine a state follows those whose transitions lead to it, and
@@ -93,6 +93,17 @@ def _read_graph(exported: Mapping[str, Any]) -> dict[str, list[str]]:
     return rows
 
 
+def _read_approval(exported: Mapping[str, Any]) -> dict[str, list[str]]:
+    names = [level["name"] for level in exported["levels"]]
+    if exported["parallel"]:
+        return {name: [] for name in names}
+    rows = {name: names[place + 1 : place + 2] for place, name in enumerate(names)}
+    for level in exported["levels"]:
+        if level["send_back_to"] is not None:
+            rows[level["name"]].append(level["send_back_to"])
+    return rows
+
+
 def _read_machine(exported: Mapping[str, Any]) -> dict[str, list[str]]:
     states: dict[str, Mapping[str, Any]] = {state["name"]: state for state in exported["states"]}
     rows: dict[str, list[str]] = {name: [] for name in states}
@@ -119,4 +130,10 @@ def _line(name: str | None, states: Mapping[str, Mapping[str, Any]]) -> list[str
     return line
 
 
-_READERS = {"pipeline": _read_pipeline, "saga": _read_saga, "graph": _read_graph, "machine": _read_machine}
+_READERS = {
+    "approval": _read_approval,
+    "pipeline": _read_pipeline,
+    "saga": _read_saga,
+    "graph": _read_graph,
+    "machine": _read_machine,
+}

@@ -296,10 +296,10 @@ async def test_run_inside_of_a_loop_names_execute(flow: Flowlet) -> None:
 async def test_things_that_are_no_definition(flow: Flowlet, thing: Any) -> None:
     async with flow:
         for call in (lambda: flow.start(thing, 1), lambda: flow.execute(thing, 1)):
-            with pytest.raises(FlowletError, match=r"is no saga, pipeline or graph: assemble it with @flow\.saga"):
+            with pytest.raises(FlowletError, match=r"pipeline, graph or approval chain: assemble it with @flow\.saga"):
                 await call()
         if thing is not None:
-            with pytest.raises(FlowletError, match="is no saga, pipeline or graph"):
+            with pytest.raises(FlowletError, match="is no saga, pipeline, graph or approval chain"):
                 flow.handle("r", thing)
 
 

@@ -60,6 +60,11 @@ SAMPLES: list[FlowletError] = [
     UpdateError("no such field", "a", "nte"),
     EdgeFailed("when= failed", "a", "b"),
     IterationLimit("too often", "a", 100, ["a", "b"]),
+    errors.ApprovalRejected("it was not approved", "the outcome"),
+    errors.DecisionRefused("they may not", "role_not_held", "bob", "manager"),
+    errors.AlreadyDecided("they have", "already_decided", "bob", "manager"),
+    errors.QuorumUnreachable("too few", "manager"),
+    errors.RuleFailed("when= failed", "manager"),
 ]
 
 
@@ -83,11 +88,16 @@ TREE = {
     "RunCancelled": RunError,
     "RunTimeout": RunError,  # not in the design: the deadline of a run
     "StepFailed": RunError,
+    "SignalTimeout": RunError,  # not in the design: a signal that had to come within some time
     "StepTimeout": RunError,
     "CompensationFailed": RunError,
     "BulkFailed": RunError,  # not in the design: the values of all items were asked for, and some failed
-    "ApprovalRejected": RunError,
-    "AlreadyDecided": RunError,
+    "ApprovalError": RunError,  # not in the design, which has two of those below it right below RunError
+    "ApprovalRejected": errors.ApprovalError,
+    "DecisionRefused": errors.ApprovalError,
+    "AlreadyDecided": errors.DecisionRefused,
+    "QuorumUnreachable": errors.ApprovalError,
+    "RuleFailed": errors.ApprovalError,
     "HistoryMismatch": RunError,
     "GraphError": RunError,  # not in the design, nor those below it: what a graph's run may fail with
     "GraphStuck": errors.GraphError,

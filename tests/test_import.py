@@ -12,7 +12,7 @@ from importlib.metadata import requires
 from pathlib import Path
 
 LAZY = {"tenacity", "structlog"}
-EXTRAS = {"asyncpg", "click", "opentelemetry", "redis", "restate", "rich", "starlette", "yaml"}
+EXTRAS = {"asyncpg", "click", "cronsim", "opentelemetry", "redis", "restate", "rich", "starlette", "yaml"}
 LOOPS = {"trio"}  # the user's choice, made by running on it
 DEVELOPMENT = {"attr", "attrs", "hypothesis", "pytest", "sybil"}
 

@@ -54,7 +54,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_readme(capsys: pytest.CaptureFixture[str]) -> None:
-    shop, parcel, etl, review, june = PAGES.parse(ROOT / "README.md").examples()
+    shop, parcel, purchase, etl, review, order, chain, daily, june = PAGES.parse(ROOT / "README.md").examples()
     shop.evaluate()
     assert capsys.readouterr().out == "charging for o-42\npayment of 120 for o-42\n"
     shop.evaluate()
@@ -62,10 +62,18 @@ def test_readme(capsys: pytest.CaptureFixture[str]) -> None:
     parcel.evaluate()
     travelling = "Travelling Travelling.Goods Travelling.Goods.Moving Travelling.Papers Travelling.Papers.Open"
     assert capsys.readouterr().out == f"{travelling}\nDelivered\n"
+    purchase.evaluate()
+    assert capsys.readouterr().out == "p-1@2/bill -> invoice for o-42\n"
     etl.evaluate()
     assert capsys.readouterr().out == "loaded 7 failed with None\n"
     review.evaluate()
     assert capsys.readouterr().out == "version 2 of the text\n"
+    order.evaluate()
+    assert capsys.readouterr().out == "120 paid\n"
+    chain.evaluate()
+    assert capsys.readouterr().out == "[('e-7', 'finance')]\napproved ['bob', 'eve', 'sam']\n"
+    daily.evaluate()
+    assert capsys.readouterr().out == "report of eu for 02 January\n"
     for _ in range(2):
         june.evaluate()
         assert capsys.readouterr().out == "completed 1000 item 1000 ('nobody'): ValueError: no address\n"

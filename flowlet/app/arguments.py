@@ -5,7 +5,7 @@ Law: what cannot be used is a `ConfigError` that says what can.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable, Iterable
 from datetime import datetime
 from typing import Any, Protocol, TypeAlias, TypeVar, TypeVarTuple, cast
 
@@ -22,6 +22,9 @@ Ts = TypeVarTuple("Ts")
 
 Deadline: TypeAlias = Seconds | datetime | None
 """When a run must have ended: seconds from now, or a datetime with a timezone."""
+
+Authorize: TypeAlias = Callable[[str], Iterable[str] | Awaitable[Iterable[str] | None] | None]
+"""Tells the roles of a person; None for somebody it does not know."""
 
 
 class SagaClass(Protocol[*Ts, R_co]):

@@ -5,13 +5,15 @@ Law: it wires the floors below together and decides nothing itself.
 
 from __future__ import annotations
 
+from flowlet.app.approval_side import ApprovalSide
 from flowlet.app.bulk_side import BulkSide
 from flowlet.app.machine_side import MachineSide
 from flowlet.app.run_side import RunSide
+from flowlet.app.schedule_side import ScheduleSide
 from flowlet.app.store_side import StoreSide
 
 
-class Flowlet(RunSide, BulkSide, MachineSide, StoreSide):
+class Flowlet(RunSide, ApprovalSide, BulkSide, MachineSide, ScheduleSide, StoreSide):
     """Assembles definitions and runs them over one store.
 
     Args:
@@ -30,6 +32,8 @@ class Flowlet(RunSide, BulkSide, MachineSide, StoreSide):
             at most, what the store takes. They are counted before the codec.
         pipeline_timeout: seconds (or a timedelta) that a process may spend on a pipeline which says nothing of it
             with ``timeout=``; None for no limit.
+        authorize: a function, async or not, that tells the roles of who decides in an approval chain, by name; None
+            for somebody it does not know, who can decide nothing.
 
     Raises:
         ConfigError: the URL is not understood, or an option is not of its type.

@@ -27,6 +27,7 @@ from flowlet.runtime.providers import Providers
 from flowlet.runtime.runs import Runs
 from flowlet.runtime.signals import Guest, drain_on_sigterm
 from flowlet.runtime.tasks import Latch, loop_token
+from flowlet.runtime.timetable import Timetable
 from flowlet.store import New, PayloadCodec, Store, Write
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
     from flowlet.app.flowlet import Flowlet
 
-from flowlet.app.arguments import coded, seconds_of, smaller, store_of
+from flowlet.app.arguments import Authorize, coded, seconds_of, smaller, store_of
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -56,6 +57,7 @@ class Life(Assembler):
         codec: PayloadCodec | None = None,
         max_payload: int | None = None,
         pipeline_timeout: Seconds | None = 300.0,
+        authorize: Authorize | None = None,
     ) -> None:
         self.store: Store = store_of(store, "Flowlet")
         if codec is not None:
@@ -70,6 +72,9 @@ class Life(Assembler):
             raise ConfigError("lease: must be more than 0 seconds")
         limit = None if pipeline_timeout is None else seconds_of(pipeline_timeout, "pipeline_timeout")
         self._limits = {"pipeline": limit}
+        if authorize is not None and not callable(authorize):
+            raise ConfigError(f"authorize= takes a function of a person's name, not {authorize!r}")
+        self._authorize = authorize
         self._name, self._drain_on_sigterm = check_name(name), drain_on_sigterm
         self._guest: Guest | None = None
         self._log = Log()
@@ -82,6 +87,7 @@ class Life(Assembler):
         self._loop: object = None
         self._runs: Runs | None = None
         self._machines: Machines | None = None
+        self._timetable: Timetable | None = None
 
     @property
     def registry(self) -> Registry:
@@ -102,7 +108,7 @@ class Life(Assembler):
         try:
             await self._open()
         except BaseException:
-            self._runs = self._machines = None
+            self._runs = self._machines = self._timetable = None
             await self.store.close()
             raise
         else:
@@ -122,10 +128,12 @@ class Life(Assembler):
         # The rest must happen even if this task is cancelled, or leases would outlive their owner.
         with anyio.CancelScope(shield=True):
             try:
+                if self._timetable is not None:
+                    await self._timetable.close()
                 await self._open_machines.close()
                 await runs.close(self._grace)
             finally:
-                self._runs = self._machines = None
+                self._runs = self._machines = self._timetable = None
                 try:
                     await self.store.close()
                 finally:
@@ -146,7 +154,17 @@ class Life(Assembler):
         self._check_capabilities()
         # Nothing below holds this object: a Flowlet that is let go must not be found by direct calls.
         registry, provide = self._registry, self._providers.provide
-        runs = Runs(self.store, registry.find_run, provide, self._log, self._lease, registry.runnable, self._name)
+        runs = self._runs_class()(
+            self.store,
+            registry.find_run,
+            provide,
+            self._log,
+            self._lease,
+            lambda: [*registry.runnable(), *timetable.kinds()],
+            self._name,
+        )
+        timetable: Timetable = Timetable(self.store, runs, registry.schedules)
+        runs.adopters["schedule"] = timetable.adopt
         machines = Machines(
             self.store,
             now=runs.now,
@@ -156,14 +174,24 @@ class Life(Assembler):
             max_payload=self._max_payload,
             find=registry.find_machine,
         )
-        runs.adopt_machine, machines.runs = machines.adopt, runs
+        runs.adopters["machine"], machines.runs = machines.adopt, runs
+        runs.clock_moved.append(machines.look_at_clock)
         self._providers.add_reference(Messenger, machines.messenger)
         runs.max_payload, runs.limits = self._max_payload, self._limits
-        self._runs, self._machines = runs, machines
+        self._runs, self._machines, self._timetable = runs, machines, timetable
         await self._store_definitions()
+        await timetable.open()
         await runs.open()
         # The signal's handler must not hold this object either, which may be let go without having been left.
         self._guest = drain_on_sigterm(partial(runs.drain, self._grace)) if self._drain_on_sigterm else None
+
+    def _runs_class(self) -> type[Runs]:
+        """Return what executes runs: it goes by a clock that is moved by hand, if the store has one."""
+        if getattr(self.store, "clock", None) is None:
+            return Runs
+        from flowlet.runtime.hand_clock import HandRuns  # in tests
+
+        return HandRuns
 
     def _check_capabilities(self) -> None:
         """Refuse definitions that need of the store what it cannot do.

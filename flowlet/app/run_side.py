@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from datetime import datetime
-from typing import Any, TypeVar, TypeVarTuple, Unpack, cast, overload
+from typing import TYPE_CHECKING, Any, TypeVar, TypeVarTuple, Unpack, cast, overload
 
 import anyio
 
@@ -17,15 +17,36 @@ from flowlet.core.registry import definition_of
 from flowlet.errors import ConfigError, FlowletError
 from flowlet.runtime.handle import Handle, Status
 from flowlet.runtime.listing import RunSummary, list_runs
+from flowlet.runtime.outbox import refuse_queued
 from flowlet.runtime.tasks import is_loop_running
 
+if TYPE_CHECKING:
+    from flowlet.approval import Approval, ApprovalOutcome
+
 R = TypeVar("R")
+S = TypeVar("S")
 Ts = TypeVarTuple("Ts")
+
+
+def _named(requester: str | None) -> dict[str, Any]:
+    """Return what is passed by its name to a definition."""
+    return {} if requester is None else {"requester": requester}
 
 
 class RunSide(Life):
     """What a `Flowlet` does with runs."""
 
+    @overload
+    async def start(
+        self,
+        definition: Approval[S],
+        subject: S,
+        /,
+        *,
+        requester: str,
+        id: str | None = None,
+        deadline: Deadline = None,
+    ) -> Handle[ApprovalOutcome[S]]: ...
     @overload
     async def start(
         self, definition: type[SagaClass[*Ts, R]], /, *args: *Ts, id: str | None = None, deadline: Deadline = None
@@ -39,23 +60,42 @@ class RunSide(Life):
         id: str | None = None,
         deadline: Deadline = None,
     ) -> Handle[R]: ...
-    async def start(self, definition: Any, /, *args: object, id: str | None = None, deadline: Deadline = None) -> Any:
+    async def start(
+        self,
+        definition: Any,
+        /,
+        *args: object,
+        id: str | None = None,
+        deadline: Deadline = None,
+        requester: str | None = None,
+    ) -> Any:
         """Start a run and return when its input is durable; it goes on by itself.
 
+        In the action of a stored machine, or in an exit hook, it begins with the transition: the run is created in the
+        append that commits it, so that there are both or neither. What cannot be started is refused at once; the
+        transition is refused if the id turns out to be taken by something else. Enter hooks run after the commit, so
+        there it is started at once, as it is by a machine without a store. Guards start nothing.
+
+        In the body of a run, prefer `Run.start`, which is recorded: here a replay finds the run that is there, but if
+        that was pruned it begins a new one.
+
         Args:
-            definition: an assembled saga, pipeline or graph.
-            args: its inputs.
+            definition: an assembled saga, pipeline, graph or approval chain.
+            args: its inputs; of an approval chain, what is to be decided on.
             id: the run's id and idempotency key, unique in the store; one is made up when not given.
             deadline: when the run must have ended: seconds (or a timedelta) from now, or a datetime with a
                 timezone. If it has not, whether or not a process ran it, it is undone and fails with `RunTimeout`;
                 one that waits for its operator, as soon as that one has answered.
+            requester: of an approval chain, who asks for it.
 
         Returns:
-            A handle; with an id that is taken by the same definition and input, that run's.
+            A handle; with an id that is taken by the same definition and input, that run's. In an action, what it
+            stands for can be sent signals, and waited for after the event.
 
         Raises:
             IdConflict: the id is taken by something else.
             EncodeError: an input cannot be stored.
+            MachineError: a guard would start it.
 
         Example:
             >>> import anyio
@@ -73,8 +113,20 @@ class RunSide(Life):
             42
         """
         found = self._run_definition(definition)
-        return await self._open_runs.start(found, found.starter.bind(args, {}), id, self._absolute(deadline))
+        inputs = found.starter.bind(args, _named(requester))
+        return await self._open_runs.start(found, inputs, id, self._absolute(deadline))
 
+    @overload
+    async def execute(
+        self,
+        definition: Approval[S],
+        subject: S,
+        /,
+        *,
+        requester: str,
+        id: str | None = None,
+        deadline: Deadline = None,
+    ) -> ApprovalOutcome[S]: ...
     @overload
     async def execute(
         self, definition: type[SagaClass[*Ts, R]], /, *args: *Ts, id: str | None = None, deadline: Deadline = None
@@ -88,18 +140,29 @@ class RunSide(Life):
         id: str | None = None,
         deadline: Deadline = None,
     ) -> R: ...
-    async def execute(self, definition: Any, /, *args: object, id: str | None = None, deadline: Deadline = None) -> Any:
+    async def execute(
+        self,
+        definition: Any,
+        /,
+        *args: object,
+        id: str | None = None,
+        deadline: Deadline = None,
+        requester: str | None = None,
+    ) -> Any:
         """Run a definition and return its result; like calling it, with an id and on this Flowlet.
 
         Raises:
             Exception: what the run failed with.
             IdConflict: the id is taken by something else.
+            RunError: the run begins with the transition whose action asks for its result.
         """
         found = self._run_definition(definition)
-        inputs = found.starter.bind(args, {})
+        if id is not None:
+            refuse_queued(id, self.store)
+        inputs = found.starter.bind(args, _named(requester))
         inner = id if id is not None else self._open_runs.derived_id(found)
         if inner is not None and run_context.get() is not None:
-            return await self._open_runs.execute_child(found, inputs, inner, deadline=self._absolute(deadline))
+            return await self._open_runs.children.execute(found, inputs, inner, deadline=self._absolute(deadline))
         return await self._open_runs.execute(found, inputs, id, deadline=self._absolute(deadline))
 
     @overload
@@ -211,7 +274,8 @@ class RunSide(Life):
         if not isinstance(found, RunDefinition):
             name = getattr(thing, "__qualname__", repr(thing))
             raise FlowletError(
-                f"{name} is no saga, pipeline or graph: assemble it with @flow.saga, @flow.pipeline or flow.graph()"
+                f"{name} is no saga, pipeline, graph or approval chain: assemble it with @flow.saga, @flow.pipeline, "
+                "flow.graph() or flow.approval()"
             )
         if self._registry.definitions.get((found.name, found.version)) is not found:
             raise FlowletError(f"{found.name!r} is not included here: flow.include(the registry or module it is in)")

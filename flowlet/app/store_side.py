@@ -27,7 +27,8 @@ class StoreSide(Life):
 
         It goes in small batches with pauses between them, so that others write meanwhile; cancelled, it has
         deleted a part. What has not ended is never deleted: no waiting run, and none that needs an operator.
-        A pruned id is as if it had never been: a start under it begins a new run.
+        A pruned id is as if it had never been: a start under it begins a new run. Prune no sooner than the runs that
+        have started others ask for their results.
 
         Args:
             older_than: seconds (or a timedelta) since the end, by the store's clock.

@@ -19,8 +19,9 @@ from flowlet.core.faults import Faults
 from flowlet.core.pipeline import PipelineInterpretation
 from flowlet.core.pipeline_failures import OnError, describe_policy
 from flowlet.core.pipeline_plan import Plan, build_plan, check_limit, check_references, result_codec
+from flowlet.core.program import Program
 from flowlet.core.retry import seconds
-from flowlet.core.run import Program, Run
+from flowlet.core.run import Run
 from flowlet.core.saga import SagaInterpretation
 from flowlet.core.steps import StepDefinition, build_executable
 from flowlet.core.wiring import StepRef, Wired, Wiring, wire

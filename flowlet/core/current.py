@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from flowlet.core.engine import StepCall
-    from flowlet.core.run import InsideEvent, Program
+    from flowlet.core.program import Program
+    from flowlet.core.run import InsideEvent
 
 run_context: ContextVar[Program | StepCall | InsideEvent | None] = ContextVar("flowlet_run", default=None)
 """The scope that the code runs in: the program of a body, or the call of a step.

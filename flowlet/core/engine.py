@@ -17,8 +17,9 @@ from flowlet.errors import RunError
 
 if TYPE_CHECKING:
     from flowlet.core.failures import Failure
-    from flowlet.core.run import Program, Run
-    from flowlet.core.run_records import Resolved, StuckStatus
+    from flowlet.core.program import Program
+    from flowlet.core.run import Run
+    from flowlet.core.run_records import AttemptErred, Resolved, StuckStatus
     from flowlet.core.steps import StepDefinition
 
 
@@ -27,6 +28,20 @@ class Suspended(BaseException):
 
     Not an `Exception`, so that user code and interpreters let it pass.
     """
+
+
+class StepWaits(Suspended):
+    """Nothing is to be done for a step for now: its run may leave it if it has nothing else to do.
+
+    Attributes:
+        child: a run that it waits for and that goes on elsewhere, or later; its end is told to the run of the step.
+        due: the time of its next attempt, in seconds of the store's clock, instead.
+        failed: the attempt that has failed, if that was just now.
+    """
+
+    def __init__(self, child: str | None = None, due: float | None = None, failed: AttemptErred | None = None) -> None:
+        self.child, self.due, self.failed = child, due, failed
+        super().__init__(child, due)
 
 
 class Decided(BaseException):
@@ -42,6 +57,9 @@ class Decided(BaseException):
         self.error = error
         super().__init__(str(error))
 
+
+OURS = "flowlet/"
+"""What the topics of flowlet's own signals begin with."""
 
 COMPENSATING = "compensating"
 """The key under which an interpreter notes its decision to unwind, with the encoded `Failure`."""
@@ -124,6 +142,11 @@ class StepCall(msgspec.Struct, eq=False):
         call.attempt = self.attempt + 1
         return call
 
+    @property
+    def idempotency_key(self) -> str:
+        """That of the step; see `flowlet.Run`."""
+        return f"{self.engine.run_id}/{self.key}"
+
     def run(self) -> Run:
         """Return the run as this attempt of the step sees it."""
         if self._run is None:
@@ -187,8 +210,29 @@ class Engine(Protocol):
         """Start a step under its key."""
         ...
 
-    def signal(self, key: str, topic: str, /) -> Pending:
-        """Wait for a signal of a topic that no other wait has taken; its value is the signal's payload."""
+    def signal(self, key: str, topic: str, /, *, timeout: float | None = None) -> Pending:
+        """Wait for a signal of a topic that no other wait has taken; its value is the signal's payload.
+
+        Args:
+            timeout: seconds, from when the run first waits, after which it ends with `SignalTimeout`.
+        """
+        ...
+
+    def timer(self, key: str, /, *, delay: float | None = None, at: float | None = None) -> Pending:
+        """Wait for a time; its value is of no meaning.
+
+        Args:
+            delay: seconds, from when the run first waits.
+            at: seconds of the store's clock, instead.
+        """
+        ...
+
+    def publish(self, key: str, value: bytes, /, *, in_step: bool = False) -> None:
+        """Let others see a value under a key; a body that is replayed does not do so again.
+
+        Raises:
+            PayloadTooLarge: it has more bytes than may be stored.
+        """
         ...
 
     def cancel(self, pending: Pending, /) -> None:
@@ -252,7 +296,7 @@ def cut_off(*keys: str) -> RunError:
     names = ", ".join(repr(k) for k in keys)
     return RunError(
         f"a timeout or cancel scope in the body cut off step {names}, which a replay cannot repeat; limit the step "
-        "itself with @step(timeout=...)"
+        "itself with @step(timeout=...), and a wait with receive(timeout=...)"
     )
 
 

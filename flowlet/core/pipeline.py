@@ -22,7 +22,7 @@ from flowlet.core.flights import Flights, Landed
 from flowlet.core.pipeline_closings import Closing
 from flowlet.core.pipeline_failures import Handler, StandIn
 from flowlet.core.pipeline_plan import Plan
-from flowlet.core.run import exchange_call
+from flowlet.core.program import exchange_call
 from flowlet.core.side_steps import Source
 from flowlet.core.wiring import Wired
 from flowlet.errors import RunError

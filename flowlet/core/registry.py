@@ -12,7 +12,7 @@ import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flowlet.core.assembly import (
     Options,
@@ -27,16 +27,21 @@ from flowlet.core.faults import Faults, describe
 from flowlet.core.machine_builder import build_machine
 from flowlet.errors import DefinitionError
 
+if TYPE_CHECKING:
+    from flowlet.core.schedule import ScheduleDefinition
+
 
 class BaseRegistry(ABC):
     """What is common to all registries: assembling, keeping and merging definitions.
 
     Attributes:
         definitions: by (name, version).
+        schedules: by name.
     """
 
     def __init__(self) -> None:
         self.definitions: dict[tuple[str, str], Any] = {}
+        self.schedules: dict[str, ScheduleDefinition] = {}
         self._drafts: dict[tuple[str, str], Draft] = {}
 
     # -------------------------------------------------------------- assembling
@@ -153,6 +158,17 @@ class BaseRegistry(ABC):
         self._drafts[key] = draft
         draft.keepers.append(weakref.ref(self))
 
+    def add_schedule(self, schedule: ScheduleDefinition) -> None:
+        """Keep a schedule, and what its runs are of.
+
+        Raises:
+            DefinitionError: another schedule has its name, or another definition that of its runs.
+        """
+        if self.schedules.get(schedule.name, schedule) is not schedule:
+            raise DefinitionError([f"schedule {schedule.name!r}: the name is taken by another schedule; give name="])
+        self.add(schedule.run)
+        self.schedules[schedule.name] = schedule
+
     def build_drafts(self) -> None:
         """Build what is still being written.
 
@@ -179,6 +195,11 @@ class BaseRegistry(ABC):
             for definition in _definitions_of(source):
                 try:
                     self.add_draft(definition) if isinstance(definition, Draft) else self.add(definition)
+                except DefinitionError as error:
+                    problems.extend(error.problems)
+            for schedule in _schedules_of(source):
+                try:
+                    self.add_schedule(schedule)
                 except DefinitionError as error:
                     problems.extend(error.problems)
         if problems:
@@ -219,6 +240,11 @@ def _definitions_of(source: Any) -> Iterator[Any]:
                     yield definition
     else:
         raise DefinitionError([f"include: takes modules and registries, not {describe(source)}"])
+
+
+def _schedules_of(source: Any) -> list[ScheduleDefinition]:
+    things = [source] if isinstance(source, BaseRegistry) else list(vars(source).values())
+    return [s for thing in things if isinstance(thing, BaseRegistry) for s in thing.schedules.values()]
 
 
 def definition_of(thing: Any) -> Any:

@@ -10,7 +10,7 @@ import math
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from flowlet.errors import DefinitionError
+from flowlet.errors import DefinitionError, RunError
 
 if TYPE_CHECKING:
     from tenacity.retry import RetryBaseT
@@ -33,6 +33,18 @@ def seconds(value: Any, what: str) -> float:
     if not math.isfinite(value) or value < 0:
         raise DefinitionError([f"{what}: must be finite and not negative, not {value!r}"])
     return float(value)
+
+
+def span(value: Any, what: str) -> float:
+    """Do the same for code that runs.
+
+    Raises:
+        RunError: it is no number or timedelta, or is negative or not finite.
+    """
+    try:
+        return seconds(value, what)
+    except DefinitionError as error:
+        raise RunError(error.problems[0]) from None
 
 
 class Retry:

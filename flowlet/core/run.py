@@ -1,48 +1,31 @@
-"""What running code sees of its run: `Run`, `current_run`, `gather`, and the body's `Program`.
+"""What running code sees of its run: `Run`, and `current_run`, which finds it.
 
-Law: a body is one task. It performs steps one by one through `Program.call_step`, or several through
-`gather`, which starts them in argument order and hands results out in the order of the journal. Keys
-are the step's name plus an ordinal in the order first awaited, so they are the same on every replay.
+Law: whatever it answers or waits for is the same on every replay. What only a body may do, it does through the body's
+`Program`; a step may only look, draw and publish.
 """
 
 from __future__ import annotations
 
 import hashlib
-import inspect
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, TypeVarTuple, Unpack
 
-import msgspec
-
+from flowlet.core.child import Child, start_child
+from flowlet.core.codec import Codec, encode
 from flowlet.core.current import run_context
-from flowlet.core.engine import (
-    PATCHED,
-    CurrentTask,
-    Engine,
-    Parked,
-    Pending,
-    Question,
-    StepCall,
-    StepCancelled,
-    cut_off,
-)
-from flowlet.core.marks import STEP_CODE, StepMark
-from flowlet.core.steps import UNENCODABLE, StepDefinition, encode_input
+from flowlet.core.engine import OURS, PATCHED, Engine
+from flowlet.core.retry import Seconds, span
 from flowlet.errors import RunError
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
     from uuid import UUID
 
-    from flowlet.core.bodies import StepBook
+    from flowlet.core.program import Program
 
 T = TypeVar("T")
-T1 = TypeVar("T1")
-T2 = TypeVar("T2")
-T3 = TypeVar("T3")
-T4 = TypeVar("T4")
-T5 = TypeVar("T5")
-T6 = TypeVar("T6")
+R = TypeVar("R")
+Ts = TypeVarTuple("Ts")
 
 
 class Run:
@@ -63,10 +46,11 @@ class Run:
         ...     return f"{run.idempotency_key} attempt {run.attempt}"
     """
 
-    __slots__ = ("_draws", "_engine", "_events", "_key", "_patches", "attempt", "id")
+    __slots__ = ("_draws", "_engine", "_events", "_key", "_patches", "_program", "attempt", "id")
 
-    def __init__(self, id: str, key: str, attempt: int, engine: Engine) -> None:
+    def __init__(self, id: str, key: str, attempt: int, engine: Engine, program: Program | None = None) -> None:
         self.id = id
+        self._program = program
         self._key = key
         self.attempt = attempt
         self._engine = engine
@@ -121,6 +105,168 @@ class Run:
         if answer is None:
             answer = self._patches[name] = self._engine.patch(PATCHED + name)
         return answer
+
+    # -------------------------------------------------------------- waiting
+    async def sleep(self, delay: Seconds, /) -> None:
+        """Wait, in the body of a run, for a time that outlasts the process: days or months, if need be.
+
+        The time at which the wait ends is stored when it begins. Meanwhile the run costs no task and no memory, unless
+        it is less than about a second. A timeout around it would end with the process: it is an error, as far as
+        flowlet can see it.
+
+        Args:
+            delay: seconds (or a timedelta).
+
+        Raises:
+            RunError: the delay is negative or no time, or this is not the body of a run.
+
+        Example:
+            >>> import anyio
+            >>> from flowlet import Flowlet, Run, provided
+            >>> flow = Flowlet()
+            >>> @flow.saga
+            ... async def remind(run: Run = provided) -> str:
+            ...     await run.sleep(0.01)
+            ...     return "it is time"
+            >>> flow.run(remind)
+            'it is time'
+        """
+        program = self._body("sleep()")
+        pending = program.engine.timer(program.waiting_key("sleep:timer"), delay=span(delay, "sleep()"))
+        await program.wait(pending)
+
+    async def sleep_until(self, at: datetime, /) -> None:
+        """Wait, in the body of a run, until a time of the store's clock; not at all if that has come.
+
+        Args:
+            at: with a timezone.
+
+        Raises:
+            RunError: the time has no timezone, or this is not the body of a run.
+        """
+        program = self._body("sleep_until()")
+        if not isinstance(at, datetime) or at.tzinfo is None:
+            raise RunError(f"sleep_until() takes a datetime with a timezone, such as one with datetime.UTC, not {at!r}")
+        await program.wait(program.engine.timer(program.waiting_key("sleep:timer"), at=at.timestamp()))
+
+    async def receive(self, topic: str, /, *, type: type[T], timeout: Seconds | None = None) -> T:
+        """Wait, in the body of a run, for a signal that is sent with `Handle.send`, from whatever process.
+
+        Signals of one topic are received in the order in which they were sent, each once; also those that were sent
+        before. Meanwhile the run costs no task and no memory. Limit it with ``timeout=`` and not with a timeout around
+        it, which would end with the process.
+
+        Args:
+            topic: of the signal.
+            type: of its payload.
+            timeout: seconds (or a timedelta) from now, after which to wait no longer.
+
+        Raises:
+            SignalTimeout: none came within the timeout. A later one stays for the next `receive`.
+            DecodeError: the payload is not of the type; the signal has been taken.
+            RunError: the topic or the timeout is none, or this is not the body of a run.
+
+        Example:
+            >>> import anyio
+            >>> from flowlet import Flowlet, Run, provided
+            >>> flow = Flowlet()
+            >>> @flow.saga
+            ... async def checkout(order: str, run: Run = provided) -> str:
+            ...     paid = await run.receive("payment", type=int, timeout=3600)
+            ...     return f"{order}: {paid} paid"
+            >>> async def main() -> None:
+            ...     async with flow:
+            ...         handle = await flow.start(checkout, "o-1")
+            ...         await handle.send("payment", 120)
+            ...         print(await handle.result())
+            >>> anyio.run(main)
+            o-1: 120 paid
+        """
+        program = self._body("receive()")
+        if not isinstance(topic, str) or not topic or topic.startswith(OURS):
+            raise RunError(f"receive() takes a topic, a text that does not begin with {OURS!r}, not {topic!r}")
+        limit = None if timeout is None else span(timeout, "receive(): timeout")
+        key = program.waiting_key(f"{topic.replace('~', '_')}:receive")  # a ~ marks the way back
+        payload = await program.wait(program.engine.signal(key, topic, timeout=limit))
+        received: T = Codec(type).decode(payload, f"signal {topic!r} to run {self.id!r}")
+        return received
+
+    async def publish(self, key: str, value: object, /) -> None:
+        """Let others see how far the run is, or anything else: `Handle.read` returns what was published last.
+
+        Args:
+            key: of the value.
+            value: what msgspec can encode.
+
+        Raises:
+            EncodeError, PayloadTooLarge: it cannot be stored.
+            RunError: the key is none.
+
+        Example:
+            >>> from flowlet import Flowlet, Run, provided
+            >>> flow = Flowlet()
+            >>> @flow.saga
+            ... async def load(path: str, run: Run = provided) -> None:
+            ...     await run.publish("progress", 0.5)
+            >>> flow.run(load, "a.csv")
+        """
+        if not isinstance(key, str) or not key:
+            raise RunError(f"publish() takes a key, a text, not {key!r}")
+        data = encode(value, f"what run {self.id!r} publishes as {key!r}")
+        self._engine.publish(key, data, in_step=self._program is None)
+
+    async def start(
+        self,
+        definition: Callable[[Unpack[Ts]], Awaitable[R]],
+        /,
+        *args: *Ts,
+        id: str | None = None,
+        detached: bool = False,
+    ) -> Child[R]:
+        """Start another run, in the body of this one, and do not wait for it; a replay starts nothing twice.
+
+        Args:
+            definition: an assembled saga, pipeline or graph.
+            args: its inputs.
+            id: of the other run; by default one that derives from this run's. If somebody else has started it, it is
+                not cancelled with this one.
+            detached: it is on its own. Otherwise it belongs to this run: it is cancelled, and has ended, before this
+                one is undone, and its result can be awaited.
+
+        Raises:
+            RunError: the definition is none, or this is not the body of a run.
+            IdConflict: the id is taken by something else.
+
+        Example:
+            >>> from flowlet import Flowlet, Run, provided
+            >>> flow = Flowlet()
+            >>> @flow.saga
+            ... async def pack(item: str) -> str:
+            ...     return f"{item} is packed"
+            >>> @flow.saga
+            ... async def order(run: Run = provided) -> list[str]:
+            ...     children = [await run.start(pack, item) for item in ("tea", "cups")]
+            ...     return [await child.result() for child in children]
+            >>> flow.run(order)
+            ['tea is packed', 'cups is packed']
+        """
+        return await start_child(self._body("start()"), definition, args, id, detached=detached)
+
+    def _body(self, what: str) -> Program:
+        """Return the body's program.
+
+        Raises:
+            RunError: this is not the body of a run.
+        """
+        if self._program is None:
+            self._refuse(what)
+        return self._program
+
+    def _refuse(self, what: str) -> NoReturn:
+        raise RunError(
+            f"{what} works in the body of a saga or pipeline, not in a step or a machine's callback: there, wait with "
+            "anyio.sleep(), or let the body wait between two steps"
+        )
 
     def _draw(self, size: int) -> bytes:
         """Derive bytes from the idempotency key and the number of draws before: no state to restore."""
@@ -182,326 +328,3 @@ def current_run() -> Run:
     if scope is None:
         raise RunError("current_run() was called outside of a run: only steps and bodies have one")
     return scope.run()
-
-
-class Program(msgspec.Struct, eq=False):
-    """The running body of one run: it turns step calls into starts and waits of the engine.
-
-    Attributes:
-        engine: the run's engine.
-        inside: None: the code that runs is a body's.
-        gathering: step calls are being collected, and must not wait.
-        pivoted: a pivot has returned, so that from here on there is only forward.
-        unusual: one of these two; steps take the longer way then.
-    """
-
-    engine: Engine
-    _book: StepBook
-    _current_task: CurrentTask
-    _task: object
-    _owner: object | None = None
-    inside: None = None
-    gathering: bool = False
-    pivoted: bool = False
-    unusual: bool = False
-    _counts: dict[str, int] = {}
-    _gathered: dict[Pending, StepCall] = {}
-    _run: Run | None = None
-
-    def run(self) -> Run:
-        """Return the run as its body sees it."""
-        if self._run is None:
-            self._run = Run(self.engine.run_id, "", 1, self.engine)
-        return self._run
-
-    def event_key(self, machine_id: str, event: str) -> str:
-        """See `Run.event_key`."""
-        return self.run().event_key(machine_id, event)
-
-    def begin(self, mark: StepMark, args: tuple[Any, ...], kwargs: dict[str, Any]) -> StepCall:
-        """Make the call of a step that the body awaits.
-
-        Raises:
-            RunError: the body's task is not the one that runs.
-            EncodeError: an argument cannot be stored.
-        """
-        owner, instance = None, self._owner
-        if (mark.method or instance is not None) and args and (mark.method or args[0] is instance):
-            owner, args = args[0], args[1:]
-        definition = self._book.by_mark.get(mark)
-        if definition is None or definition.method is (owner is None):
-            definition = self._book.define(mark, owner is not None)
-        return self.prepare(definition, args, kwargs, owner)
-
-    def prepare(
-        self,
-        definition: StepDefinition,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any] | None,
-        owner: object | None = None,
-    ) -> StepCall:
-        """Make the call of a step that is known; without ``kwargs``, ``args`` are bound already."""
-        current_task = self._current_task
-        if current_task() is not self._task:
-            raise RunError(
-                f"step {definition.name!r} was called from another task than its run's; for parallel steps write "
-                "`a, b = await gather(f(x), g(y))` with flowlet's gather"
-            )
-        if kwargs or (len(args) != definition.arity and kwargs is not None):
-            args = definition.bind(args, kwargs)
-        data, given = exchange_call(definition, args)
-        key = definition.name
-        if definition.key is None and key not in self._counts:
-            self._counts[key] = 1
-        else:
-            key = self._next_key(definition, args)
-        return StepCall(self.engine, definition, key, given, data, owner, self)
-
-    def end(self, call: StepCall, value: bytes) -> Any:
-        """Give the body the result of a call, as a replay would."""
-        definition = call.definition
-        if definition.pivot:
-            self.pivoted = self.unusual = self.engine.committed = True
-        if type(call.result) is definition.scalar:
-            return call.result  # an int, a str ... is what its encoding decodes to
-        return definition.decode(value)
-
-    async def perform(self, definition: StepDefinition, args: tuple[Any, ...], owner: object | None) -> Any:
-        """Perform a step that is known, with bound arguments."""
-        call = self.prepare(definition, args, None, owner)
-        if self.unusual:
-            return self.end(call, await self.perform_unusually(call))
-        return self.end(call, await self.engine.perform(call))
-
-    async def perform_unusually(self, call: StepCall) -> bytes:
-        """Perform a call that is gathered, or comes after a pivot; return its encoded result."""
-        if self.gathering:
-            pending = self.engine.step(call)
-            self._gathered[pending] = call
-            return await Parked(pending)
-        return await self._insist(call)
-
-    async def _insist(self, call: StepCall, error: Exception | None = None) -> bytes:
-        """Perform a call until it succeeds or an operator says how to go on: there is no way back.
-
-        Args:
-            error: what it has failed with already, if it has.
-        """
-        while True:
-            if error is None:
-                try:
-                    return await self.engine.perform(call)
-                except Exception as failure:
-                    error = failure
-            name = type(error).__name__
-            question = Question(
-                status="needs_attention",
-                reason=f"step {call.key!r} has failed for good behind the pivot, with {name}: {error}; "
-                "resume() tries it again, skip() goes on without it, compensate() undoes the run",
-                steps=(call.key,),
-                errors=(error,),
-            )
-            verdict = await self.engine.attend(question)
-            if verdict.action == "skip":
-                return _NOTHING if verdict.value is None else verdict.value
-            error, call = None, call.anew()
-
-    def _next_key(self, definition: StepDefinition, inputs: tuple[Any, ...]) -> str:
-        """Return the step's own choice of a key, or its name and ordinal."""
-        name = definition.name
-        if definition.key is not None:
-            chosen = definition.key(*inputs)
-            if not isinstance(chosen, str) or not chosen or "~" in chosen:
-                raise RunError(f"key= of step {name!r} must return a text without ~, not {chosen!r}")
-            name = f"{name}:{chosen}"
-        count = self._counts[name] = self._counts.get(name, 0) + 1
-        if count == 1:
-            return name
-        if definition.key is not None:
-            raise RunError(f"step key {name!r} was used twice in one run: make key= unique among its calls")
-        return f"{name}#{count}"
-
-    async def gather(self, calls: Sequence[Coroutine[Any, Any, Any]]) -> tuple[Any, ...]:
-        """Start step calls in order, wait for all, hand out results in the order of the journal."""
-        parked: dict[Pending, tuple[int, Coroutine[Any, Any, Any]]] = {}
-        results: list[Any] = [None] * len(calls)
-        failure: Exception | None = None
-        self.gathering = self.unusual = True
-        try:
-            for index, call in enumerate(calls):
-                try:
-                    parked[call.send(None)] = (index, call)
-                except Exception as error:  # an argument that cannot be stored, a key that is taken
-                    failure = error
-                    for pending in parked:
-                        self.engine.cancel(pending)
-                    break
-            failure = await self._collect(parked, results, failure)
-        finally:
-            # A run that is suspended here tells the engine nothing: what was started is going on, or will.
-            self.gathering = False
-            self.unusual = self.pivoted
-            self._gathered.clear()
-            for call in calls:
-                call.close()
-        if failure is not None:
-            raise failure
-        return tuple(results)
-
-    async def _collect(
-        self,
-        parked: dict[Pending, tuple[int, Coroutine[Any, Any, Any]]],
-        results: list[Any],
-        failure: Exception | None,
-    ) -> Exception | None:
-        """Wait for all; return why they failed together. Behind a pivot, also one among them, they do not.
-
-        Args:
-            failure: why the rest was not even started, if it was not.
-        """
-        first = failure
-        left: list[tuple[Pending, int, Coroutine[Any, Any, Any], Exception | None]] = []
-        while parked:
-            for pending in await self.engine.first(parked):
-                index, call = parked.pop(pending)
-                try:
-                    value = await self.engine.value(pending)
-                except StepCancelled:
-                    if first is None:  # nobody here has stopped it: on replay, that is where a body cut it off
-                        first = failure = cut_off(pending.key)
-                    left.append((pending, index, call, None))
-                    continue
-                except Exception as error:
-                    problem = error
-                    left.append((pending, index, call, error))
-                else:
-                    try:
-                        results[index] = _hand_over(call, value)
-                    except Exception as error:  # it does not decode to its type
-                        problem = failure = error
-                    else:
-                        continue
-                if first is None:
-                    first = problem
-                    if not self.pivoted:
-                        for other in parked:
-                            self.engine.cancel(other)
-        if failure is not None or not self.pivoted:
-            return first
-        for pending, index, call, reason in left:
-            gathered = self._gathered[pending]  # the pivot may have returned after another had been stopped
-            value = await self._insist(gathered.anew() if reason is None else gathered, reason)
-            results[index] = _hand_over(call, value)
-        return None
-
-
-def exchange_call(definition: StepDefinition, args: tuple[Any, ...]) -> tuple[bytes, tuple[Any, ...]]:
-    """Do as `StepDefinition.exchange_input`; values that are what their encoding decodes to are not decoded."""
-    kinds = definition.kinds
-    if len(args) == 1 == len(kinds):  # most steps take one value, which takes a third of the time by itself
-        is_known = type(args[0]) is kinds[0]
-    else:
-        is_known = tuple(map(type, args)) == kinds
-    if is_known:
-        try:
-            return encode_input(args), args
-        except UNENCODABLE:
-            pass  # such as a number that is too large: the definition says which argument it is
-    return definition.exchange_input(args)
-
-
-_NOTHING = b"\xc0"
-"""None, encoded."""
-
-
-def _hand_over(call: Coroutine[Any, Any, Any], value: bytes) -> Any:
-    """Give a parked call its outcome, with which it ends; return what it made of it."""
-    try:
-        call.send(value)
-    except StopIteration as stop:
-        return stop.value
-    raise RunError("gather takes step calls only")  # pragma: no cover - a step call parks once
-
-
-Direct = Callable[[tuple[Any, ...], dict[str, Any], "Run | None"], Coroutine[Any, Any, Any]]
-"""Runs a definition for a direct call; the `Run` is that of the step which makes the call, if any."""
-
-
-def make_caller(child: StepDefinition, direct: Direct) -> Callable[..., Coroutine[Any, Any, Any]]:
-    """Return the coroutine function that stands for a definition: a child run in a body, else a run."""
-
-    async def call_run(*args: Any, **kwargs: Any) -> Any:
-        program = run_context.get()
-        if program is None or program.inside is not None:
-            return await direct(args, kwargs, None if program is None else program.run())
-        assert isinstance(program, Program)
-        call = program.prepare(child, args, kwargs)
-        if program.unusual:
-            value = await program.perform_unusually(call)
-        else:
-            value = await program.engine.perform(call)
-        return program.end(call, value)
-
-    return call_run
-
-
-_GATHERABLE = (STEP_CODE, make_caller(cast(Any, None), cast(Any, None)).__code__)
-
-
-@overload
-async def gather(a: Awaitable[T1], /) -> tuple[T1]: ...
-@overload
-async def gather(a: Awaitable[T1], b: Awaitable[T2], /) -> tuple[T1, T2]: ...
-@overload
-async def gather(a: Awaitable[T1], b: Awaitable[T2], c: Awaitable[T3], /) -> tuple[T1, T2, T3]: ...
-@overload
-async def gather(
-    a: Awaitable[T1], b: Awaitable[T2], c: Awaitable[T3], d: Awaitable[T4], /
-) -> tuple[T1, T2, T3, T4]: ...
-@overload
-async def gather(
-    a: Awaitable[T1], b: Awaitable[T2], c: Awaitable[T3], d: Awaitable[T4], e: Awaitable[T5], /
-) -> tuple[T1, T2, T3, T4, T5]: ...
-@overload
-async def gather(
-    a: Awaitable[T1], b: Awaitable[T2], c: Awaitable[T3], d: Awaitable[T4], e: Awaitable[T5], f: Awaitable[T6], /
-) -> tuple[T1, T2, T3, T4, T5, T6]: ...
-@overload
-async def gather(*awaitables: Awaitable[T]) -> tuple[T, ...]: ...
-async def gather(*awaitables: Awaitable[Any]) -> tuple[Any, ...]:
-    """Perform several steps in parallel, in a way that a replay repeats exactly.
-
-    When one fails, the others are cancelled and awaited, and the failure is raised.
-
-    Args:
-        awaitables: step calls, such as ``ship(order)``; nothing else.
-
-    Returns:
-        The results in the order of the arguments.
-
-    Raises:
-        RunError: an argument is no step call, or the code is not the body of a run.
-
-    Example:
-        >>> from flowlet import gather, step
-        >>> @step
-        ... async def ship(order: str) -> str:
-        ...     return f"label for {order}"
-        >>> @step
-        ... async def notify(order: str) -> str:
-        ...     return f"mail about {order}"
-        >>> async def checkout(order: str) -> str:      # the body of a saga
-        ...     label, mail = await gather(ship(order), notify(order))
-        ...     return label
-    """
-    scope = run_context.get()
-    program = scope if isinstance(scope, Program) and scope.inside is None else None
-    strangers = [a for a in awaitables if not (inspect.iscoroutine(a) and a.cr_code in _GATHERABLE)]
-    if program is None or strangers:
-        for awaitable in awaitables:
-            if inspect.iscoroutine(awaitable):
-                awaitable.close()
-        if program is None:
-            raise RunError("gather works in the body of a run; elsewhere use an anyio task group or asyncio.gather")
-        raise RunError(f"gather takes step calls only, not {strangers[0]!r}: mark the function with @step")
-    return await program.gather(cast("tuple[Coroutine[Any, Any, Any], ...]", awaitables))

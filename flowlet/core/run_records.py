@@ -26,7 +26,7 @@ class Started(msgspec.Struct, frozen=True, array_like=True, tag="S"):
 
     Attributes:
         input: the encoded tuple of the inputs.
-        parent: the id of the run that started this one, if any.
+        parent: the id of the run that waits for this one, if any: it is told of the end.
         deadline: when the run is to be undone if it has not ended, or None.
         origins: (run id, n) for each run that this one was forked from, the oldest first: its first n records,
             this one included, stand for what that run had done.
@@ -132,6 +132,48 @@ class SignalTaken(msgspec.Struct, frozen=True, array_like=True, tag="g"):
     payload: bytes
 
 
+class TimerSet(msgspec.Struct, frozen=True, array_like=True, tag="w"):
+    """A wait has begun that ends at a time, if nothing else ends it before; a replay keeps the time.
+
+    Attributes:
+        due: seconds of the store's clock.
+    """
+
+    start: int
+    key: str
+    at: float
+    due: float
+
+
+class TimerFired(msgspec.Struct, frozen=True, array_like=True, tag="t"):
+    """The time has come that a wait was for, or in which a signal had to come."""
+
+    start: int
+    key: str
+    at: float
+
+
+class Published(msgspec.Struct, frozen=True, array_like=True, tag="u"):
+    """The run has let others see something of it.
+
+    Attributes:
+        number: how many times its body had done so with this time; 0 when a step did.
+    """
+
+    key: str
+    value: bytes
+    at: float
+    number: int = 0
+
+
+class ChildCalled(msgspec.Struct, frozen=True, array_like=True, tag="k"):
+    """A step is about to call another run, which is to end when the step is stopped."""
+
+    key: str
+    id: str
+    at: float
+
+
 class Noted(msgspec.Struct, frozen=True, array_like=True, tag="n"):
     """A decision of an interpreter, such as to compensate."""
 
@@ -213,6 +255,10 @@ RunRecord: TypeAlias = (
     | StepStopped
     | AttemptErred
     | SignalTaken
+    | TimerSet
+    | TimerFired
+    | Published
+    | ChildCalled
     | Noted
     | Parked
     | Interrupted

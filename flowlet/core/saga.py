@@ -18,7 +18,7 @@ from flowlet.core.codec import encode, pack
 from flowlet.core.current import run_context
 from flowlet.core.definitions import Context, Undone
 from flowlet.core.engine import COMPENSATING, Pending, Question, StepCall
-from flowlet.core.run import Program
+from flowlet.core.program import Program
 from flowlet.core.steps import ERROR, RESULT, UNENCODABLE, StepDefinition
 
 Body = Callable[[Program], Awaitable[Any]]

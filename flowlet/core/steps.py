@@ -54,7 +54,7 @@ class StepDefinition(msgspec.Struct, frozen=True, eq=False, kw_only=True):
         timeout: seconds that one attempt may take.
         pivot: see `flowlet.step`, as for the three that follow.
         special: one of those three is set.
-        halt: sees to it that what a stopped call of it has set going ends, given the call's `Run`, or None.
+        halt: sees to it that what a stopped call of it has set going ends, given the call, or None.
     """
 
     name: str
@@ -282,6 +282,33 @@ def build_executable(
         scalar=result.type if result.type in _SCALARS else None,
         positional=_positional(signature),
         keywords=tuple(p.name for p in signature.inputs[_positional(signature) :]),
+    )
+
+
+def make_plain_step(
+    name: str,
+    function: Callable[..., Any],
+    inputs: tuple[Parameter, ...],
+    providers: tuple[Parameter, ...],
+    result: Any,
+) -> StepDefinition:
+    """Make the definition of a step of flowlet's own, an async function that takes its inputs by position."""
+    types = tuple(p.annotation for p in inputs)
+    return StepDefinition(
+        name=name,
+        function=function,
+        is_async=True,
+        method=False,
+        inputs=inputs,
+        providers=providers,
+        result=Codec(result),
+        input=Codec(tuple[types]),  # type: ignore[valid-type]  # built from annotations
+        signature=inspect.Signature(),
+        arity=len(inputs),
+        kinds=tuple(t if t in _SCALARS else None for t in types),
+        scalar=result if result in _SCALARS else None,
+        positional=len(inputs),
+        keywords=(),
     )
 
 

@@ -6,6 +6,7 @@
     flowlet.diagram.machine        the export of a machine -> a picture
     flowlet.diagram.run            the export of a saga or a pipeline -> a picture
     flowlet.diagram.graph          the export of a graph -> a picture
+    flowlet.diagram.approval       the export of an approval chain -> a picture
     flowlet.diagram.picture        a picture: vertices, edges and their names; it knows of no format
     flowlet.diagram.mermaid, .dot  a picture -> text
     flowlet.diagram.program        text -> SVG
@@ -19,8 +20,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from flowlet.core.marks import StateRef
+from flowlet.diagram.approval import draw_approval
 from flowlet.diagram.dot import write_dot
-from flowlet.diagram.exported import Export, GraphExport, MachineExport
+from flowlet.diagram.exported import ApprovalExport, Export, GraphExport, MachineExport
 from flowlet.diagram.graph import draw_graph
 from flowlet.diagram.machine import draw_machine
 from flowlet.diagram.mermaid import write_mermaid
@@ -34,7 +36,7 @@ __all__ = ["Diagram", "DotFailed", "diagram"]
 
 
 def diagram(thing: object, /, *, active: str | Iterable[StateRef] | None = None) -> Diagram:
-    """Draw a machine, a saga, a pipeline or a graph.
+    """Draw a machine, a saga, a pipeline, a graph or an approval chain.
 
     Args:
         thing: an assembled class, function or graph, an object of a machine (what it is in now is highlighted), a
@@ -79,4 +81,6 @@ def draw(exported: Export, names: Sequence[str]) -> Picture:
     """Draw an export; ``names`` are those of what is active."""
     if isinstance(exported, MachineExport):
         return draw_machine(exported, names)
+    if isinstance(exported, ApprovalExport):
+        return draw_approval(exported, names)
     return draw_graph(exported, names) if isinstance(exported, GraphExport) else draw_run(exported, names)

@@ -135,7 +135,38 @@ class GraphExport(msgspec.Struct, frozen=True):
     deadline: float | None = None
 
 
-Export: TypeAlias = MachineExport | RunExport | GraphExport
+class LevelExport(msgspec.Struct, frozen=True):
+    """One level of an approval chain.
+
+    Attributes:
+        resolver: the name of the function that names who is asked.
+        when: the name of the rule.
+        timeout: seconds, after which it comes to ``escalate_to``, or to what ``on_timeout`` says.
+    """
+
+    name: str
+    role: str | None = None
+    approvers: tuple[str, ...] | None = None
+    resolver: str | None = None
+    quorum: int | str = 1
+    when: str | None = None
+    timeout: float | None = None
+    escalate_to: str | None = None
+    on_timeout: str | None = None
+    send_back_to: str | None = None
+
+
+class ApprovalExport(msgspec.Struct, frozen=True):
+    """An approval chain. ``deadline`` is in seconds."""
+
+    name: str
+    levels: tuple[LevelExport, ...]
+    subject: str = ""
+    parallel: bool = False
+    deadline: float | None = None
+
+
+Export: TypeAlias = MachineExport | RunExport | GraphExport | ApprovalExport
 
 
 def read_export(data: Mapping[str, Any]) -> Export:
@@ -152,6 +183,10 @@ def read_export(data: Mapping[str, Any]) -> Export:
             return msgspec.convert(data, RunExport)
         if kind == "graph":
             return msgspec.convert(data, GraphExport)
+        if kind == "approval":
+            return msgspec.convert(data, ApprovalExport)
     except msgspec.ValidationError as error:
         raise FlowletError(f"this is no exported {kind}: {error}; give diagram() what export() returns") from error
-    raise FlowletError(f"cannot draw an export of kind {kind!r}; machines, sagas, pipelines and graphs can be drawn")
+    raise FlowletError(
+        f"cannot draw an export of kind {kind!r}; machines, sagas, pipelines, graphs and approval chains can be drawn"
+    )

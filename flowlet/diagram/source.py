@@ -14,7 +14,7 @@ from flowlet.core.faults import describe, nearest
 from flowlet.core.machine import MachineDefinition
 from flowlet.core.marks import MACHINE, StateRef
 from flowlet.core.registry import definition_of
-from flowlet.diagram.exported import TOGETHER, Export, GraphExport, MachineExport, read_export
+from flowlet.diagram.exported import TOGETHER, ApprovalExport, Export, GraphExport, MachineExport, read_export
 from flowlet.errors import FlowletError
 
 _LIVE = "_flowlet_state"  # where the object of a machine has its configuration
@@ -76,5 +76,7 @@ def _titles(exported: Export) -> dict[str, str]:
         return {state.name: state.title for state in exported.states}
     if isinstance(exported, GraphExport):
         return {node.name: node.name for node in exported.nodes}
+    if isinstance(exported, ApprovalExport):
+        return {level.name: level.name for level in exported.levels}
     names = [name for step in exported.steps for name in (step.name, step.compensation)]
     return {name: name for name in names if name is not None}

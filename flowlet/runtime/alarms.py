@@ -57,6 +57,11 @@ class Alarms:
         if at < self._times.get(id, float("inf")):
             self.set(id, at)
 
+    def look(self) -> None:
+        """See what is due: the clock has been moved."""
+        if self._sooner is not None:
+            self._sooner.set()
+
     def drop(self, id: str) -> None:
         """Ring no more for this id."""
         self._times.pop(id, None)

@@ -15,6 +15,7 @@ from flowlet.core.engine import (
     Pending,
     StepCall,
     StepCancelled,
+    StepWaits,
     Suspended,
     cut_off,
 )
@@ -23,7 +24,7 @@ from flowlet.core.run_records import (
 )
 from flowlet.core.sizes import ALWAYS_FITS
 from flowlet.runtime.engine_effects import EffectsEngine
-from flowlet.runtime.pendings import LocalPending, SignalWait
+from flowlet.runtime.pendings import LocalPending, Wait
 from flowlet.runtime.steps import Host
 
 # Looked up once: Python makes an object for each method of an imported thing that is called.
@@ -73,6 +74,10 @@ class LocalEngine(EffectsEngine):
                     value = self._runner.record_value(start, call, began, result)
             else:
                 value = await self._runner.attempt(start, call, ())
+        except StepWaits as waits:
+            self._open[start] = pending = LocalPending(start, call)
+            self._set_at_rest(pending, waits)
+            return await self._perform_pending(pending)
         except (Exception, Suspended):
             raise
         except BaseException:
@@ -133,17 +138,9 @@ class LocalEngine(EffectsEngine):
         self._fresh.append(pending)
         return pending
 
-    def signal(self, key: str, topic: str, /) -> SignalWait:
-        """Wait for a signal of a topic."""
-        if self.over is not None:
-            raise Decided(self.over)
-        self._starts += 1
-        wait = self._waits[self._starts] = SignalWait(self._starts, key, topic)
-        return wait
-
     def cancel(self, pending: Pending, /) -> None:
         """Ask for a pending to be stopped."""
-        assert isinstance(pending, (LocalPending, SignalWait))
+        assert isinstance(pending, (LocalPending, Wait))
         if pending.ended:
             return
         pending.stopping = self._is_stopping = True
@@ -169,7 +166,7 @@ class LocalEngine(EffectsEngine):
                     self._deliver_recorded()
             elif self._is_stopping:
                 await self._stop_unlaunched()
-            elif not (self._waits and self._take_signals()):
+            elif not (self._waits and self._take_signals()) and not self._rouse_rested():
                 if self.cut:
                     await self.judge_cut()
                 if self._inbox and self._take_plainly():
@@ -184,7 +181,7 @@ class LocalEngine(EffectsEngine):
 
     async def value(self, pending: Pending, /) -> bytes:
         """Return the encoded result of one that has ended, or raise what it raised."""
-        assert isinstance(pending, (LocalPending, SignalWait))
+        assert isinstance(pending, (LocalPending, Wait))
         if pending.error is not None:
             raise pending.error
         return pending.value

@@ -8,39 +8,32 @@ completion.
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Coroutine, Sequence
-from time import perf_counter
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import anyio
 
 from flowlet.core.codec import pack
-from flowlet.core.current import run_context
 from flowlet.core.engine import (
     COMPENSATING,
-    Decided,
     Question,
     StepCancelled,
+    StepWaits,
     Suspended,
     cut_off,
 )
 from flowlet.core.run_records import (
-    AttemptErred,
     Attention,
 )
-from flowlet.core.sizes import ALWAYS_FITS
 from flowlet.errors import RunError, StepTimeout
-from flowlet.runtime.engine_replay import ReplayingEngine, Reread, Waiting
+from flowlet.runtime.engine_lanes import LaneEngine
+from flowlet.runtime.engine_replay import Reread
 from flowlet.runtime.journal import Perform
-from flowlet.runtime.lanes import Lanes
-from flowlet.runtime.pendings import LocalPending, Notice, SignalWait
+from flowlet.runtime.pendings import LocalPending, Notice
 from flowlet.runtime.replay import name_item
-from flowlet.runtime.tasks import Latch, Task, check_cancelled, spawn
-from flowlet.store import Signal
+from flowlet.runtime.tasks import Task, check_cancelled, spawn
 
 
-class EffectsEngine(ReplayingEngine):
+class EffectsEngine(LaneEngine):
     """An engine without its face."""
 
     async def settle_cut(self) -> None:
@@ -87,7 +80,7 @@ class EffectsEngine(ReplayingEngine):
     async def _halt_children(self) -> None:
         """Wait until what stopped steps have set going has ended; what is known until then is saved before."""
         ended = self._ended()
-        halted = [p for p in self._open.values() if p.call.definition.halt is not None and p.start not in ended]
+        halted = [p for p in self._open.values() if p.start not in ended and self._has_halted(p)]
         if halted:
             await self._take_ended()
             await self._save_all()
@@ -98,7 +91,14 @@ class EffectsEngine(ReplayingEngine):
         """Wait until what a stopped step has set going has ended: before that, nothing is undone."""
         halt = pending.call.definition.halt
         if halt is not None:
-            await halt(pending.call.run())
+            await halt(pending.call)
+        await self._host.halt_under(pending.call.idempotency_key, self._called.get(pending.key, ()))
+
+    def _has_halted(self, pending: LocalPending) -> bool:
+        """Tell whether a stopped step may have set something going that is to end with it."""
+        call = pending.call
+        halts = call.definition.halt is not None or pending.key in self._called
+        return halts or self._host.has_under(call.idempotency_key)
 
     def _ended(self) -> dict[int, Notice]:
         """Return how steps have ended whose end the interpreter has not seen, by start."""
@@ -126,7 +126,11 @@ class EffectsEngine(ReplayingEngine):
             RunError: the body has put a timeout or cancel scope around them, which a replay cannot repeat.
         """
         await check_cancelled()
-        keys = [p.key for p in self._open.values()]
+        await self.refuse_timeout()
+
+    async def refuse_timeout(self) -> NoReturn:
+        """Fail a wait that a body has put a timeout of its own around."""
+        keys = [p.key for p in (*self._open.values(), *self._waits.values())]
         await self.settle_cut()
         raise cut_off(*keys)
 
@@ -177,7 +181,8 @@ class EffectsEngine(ReplayingEngine):
 
     async def _save(self) -> None:
         try:
-            await self.journal.commit()
+            while self.journal.pending and not self.journal.busy:
+                await self.journal.commit()
         except Suspended:
             pass  # `journal.trouble` is set; the interpreter meets it at its next step
         finally:
@@ -208,6 +213,8 @@ class EffectsEngine(ReplayingEngine):
     async def _work(self) -> None:
         """Begin what was started, then take what steps' tasks say, or wait for that."""
         # What has ended goes to the interpreter first, one by one as a replay does it; all of it is one commit.
+        if self._waits:
+            self._set_timers()
         if self._fresh and not self._inbox:
             await self._before_effect()
             stuck = [p for p in self._fresh if p.start in self._begun and not p.ended]
@@ -221,66 +228,13 @@ class EffectsEngine(ReplayingEngine):
                 return
             if fresh:
                 await self._launch(fresh)
+        if self._waits and not self._inbox and await self._fire_due():
+            return
         if not self._inbox:
             await self._save_all()
             await self._hear()
         if self._inbox:
             await self._take(self._inbox.popleft())
-
-    async def _hear(self) -> None:
-        """Wait for a message of a step's task, or for a signal; leave the run if only a signal can come.
-
-        Raises:
-            Suspended: only that, and it may be long.
-        """
-        if not self._open:
-            self._obey()
-            self.journal.trouble = Waiting()
-            raise Suspended
-        while not self._inbox and not self._has_news:
-            self._bell = anyio.Event()
-            await self._bell.wait()
-        self._has_news = False
-
-    def hear_of(self, signals: Sequence[Signal]) -> None:
-        """Take note of what is in the run's inbox."""
-        self.signals = signals
-        if self._waits:
-            self._has_news = True
-            if self._bell is not None:
-                self._bell.set()
-
-    def _find_signal(self) -> tuple[SignalWait, Signal] | None:
-        """Return the first signal that something waits for, with the first that does."""
-        for signal in self.signals if self._waits else ():
-            if signal.number not in self._taken:
-                wait = next((w for w in self._waits.values() if w.topic == signal.topic), None)
-                if wait is not None:
-                    return wait, signal
-        return None
-
-    @property
-    def has_signal(self) -> bool:
-        """Whether there is a signal for something that waits."""
-        return self._find_signal() is not None
-
-    def _take_signals(self) -> bool:
-        """Give a signal to what waits for it; tell whether there was one."""
-        found = None if self.ordered is not None else self._find_signal()
-        if found is not None:
-            self._take_signal(*found)
-        return found is not None
-
-    def _take_signal(self, wait: SignalWait, signal: Signal) -> None:
-        journal = self.journal
-        journal.pending.append(
-            pack(("g", wait.start, wait.key, wait.topic, self._stamp(), signal.number, signal.payload))
-        )
-        self._taken = {*self._taken, signal.number}
-        kept = [s.number for s in self.signals if s.number not in self._taken]
-        journal.consumed = min(kept) - 1 if kept else max(s.number for s in self.signals)
-        journal.status = "running"
-        self._end_wait(wait, signal.payload, None)
 
     async def _receive(self) -> Notice:
         """Wait for the next message of a step's task."""
@@ -290,33 +244,13 @@ class EffectsEngine(ReplayingEngine):
             await self._bell.wait()
         return self._inbox.popleft()
 
-    async def _launch(self, fresh: Sequence[LocalPending]) -> None:
-        """Start tasks for steps."""
-        if self._inbox is None:
-            self._inbox = deque()
-        intents = [p for p in fresh if p.call.definition.at_most_once]
-        if intents:
-            for pending in intents:
-                pending.call.spent += self._intents.get(pending.start, 0)
-                pending.call.begin(pending.call.spent + 1)
-            self.journal.pending.extend(self._runner.pack_began(p.start, p.call) for p in intents)
-            await self.journal.commit()
-            # What is on record as begun begins first, all of it: nobody could tell that it had not.
-            fresh = [*intents, *(p for p in fresh if p not in intents)]
-        jobs = [_StepJob(self, pending, self._past(pending)) for pending in fresh]
-        for pending in fresh:
-            pending.call.doubtful |= self._doubt
-        if self._lanes is None:
-            self._lanes = Lanes(self._lane_broke)
-        self._told_at = self._runner.now
-        self._lanes.queue.extend(jobs)
-        self._lanes.go(len(intents) or 1)
-
     async def _run_inline(self, pending: LocalPending) -> None:
         pending.launched = True
         pending.call.doubtful |= self._doubt
         try:
             value = await self._runner.attempt(pending.start, pending.call, self._past(pending))
+        except StepWaits as waits:
+            self._set_at_rest(pending, waits)
         except Exception as error:
             self._doubt = False
             self._end(pending, b"", error)
@@ -351,7 +285,11 @@ class EffectsEngine(ReplayingEngine):
         """End what was cancelled before it began; it needs no effect to be stopped."""
         self._is_stopping = False
         # What has begun and must not be repeated is not ended by that: nobody knows yet what it did.
-        stopped = [p for p in self._open.values() if p.stopping and not p.launched and p.start not in self._begun]
+        stopped = [
+            p
+            for p in self._open.values()
+            if p.stopping and (p.rest is not None or not p.launched) and p.start not in self._begun
+        ]
         for pending in stopped:
             await self._see_halted(pending)
             self._stop(pending)
@@ -379,6 +317,10 @@ class EffectsEngine(ReplayingEngine):
         if notice.suspended:  # the step cannot go on here, so the run cannot
             await self._see_out()
             raise Suspended
+        if notice.rest is not None:
+            self._set_at_rest(pending, notice.rest)
+            self._is_stopping |= pending.stopping  # meanwhile, so that nobody sees to it otherwise
+            return
         if notice.perform is not None:
             await self._commit_with(pending, notice, notice.perform)
             return
@@ -424,136 +366,6 @@ class EffectsEngine(ReplayingEngine):
             if not notice.suspended:
                 await self._take(notice)
                 await self._save_all()
-
-    def _post(self, notice: Notice) -> None:
-        assert self._inbox is not None
-        notice.pending.told = notice.seen is None
-        notice.at = self._runner.now  # of its record, which was made just now
-        self._inbox.append(notice)
-        if self._bell is not None:
-            self._bell.set()
-
-    async def attempt_in_lane(self, pending: LocalPending, past: Sequence[AttemptErred]) -> None:
-        """Execute a step beside others, and post how it ended."""
-        records: list[bytes] = []
-        value: bytes | None = None
-        failure: Exception | None = None
-        call = pending.call
-        try:
-            if call.definition.plain and not past and not call.spent and len(call.input) <= ALWAYS_FITS:
-                value = await self._attempt_plainly(pending, records)
-            else:
-                saver = _TaskSaver(self._post, pending)
-                value = await self._runner.attempt(pending.start, call, past, saver, records)
-        except Exception as error:
-            failure = error
-        except Decided:  # it was stopped, and says so when it is over
-            self.note_stopped(pending)
-            return
-        except Suspended:
-            self.post_suspended(pending)
-            return
-        self._post(Notice(pending, records[-1] if records else b"", value, failure))
-
-    async def _attempt_plainly(self, pending: LocalPending, records: list[bytes]) -> bytes:
-        """Make the first attempt of a step that is nothing but a call."""
-        call, runner = pending.call, self._runner
-        began = perf_counter()
-        run_context.set(call)  # of this lane's job alone
-        try:
-            result = await call.definition.function(*call.args)
-        except Exception as error:
-            saver = _TaskSaver(self._post, pending)
-            return await runner.fail(pending.start, call, began, began, error, saver, records)
-        return runner.record_value(pending.start, call, began, result, records)
-
-    def may_begin(self) -> bool:
-        """Tell whether a step may still begin here."""
-        try:
-            self._runner.check_leave()
-        except Suspended:
-            return False
-        return True
-
-    def post_suspended(self, pending: LocalPending) -> None:
-        """Post that a step cannot go on here."""
-        notice = Notice(pending, b"")
-        notice.suspended = True
-        self._post(notice)
-
-    def note_stopped(self, pending: LocalPending) -> None:
-        """Post that a step was stopped by the interpreter, or by something else."""
-        if pending.stopping:  # perhaps before it began: that is its outcome
-            self._post(
-                Notice(pending, self._runner.pack_stopped(pending.start, pending.call, True, self._runner.tick()))
-            )
-            return
-        error = RunError(f"step {pending.key!r} awaited something that was cancelled elsewhere")
-        records: list[bytes] = []
-        self._runner.record_error(pending.start, pending.call, 0.0, error, records)
-        self._post(Notice(pending, records[0], None, error))
-
-    def _lane_broke(self, error: BaseException) -> None:
-        self._host.log.error("step.task_failed", run_id=self.run_id, error=repr(error))
-
-
-class _StepJob:
-    """A step that was started, as something for a lane to do."""
-
-    __slots__ = ("_engine", "_past", "_pending")
-
-    def __init__(self, engine: EffectsEngine, pending: LocalPending, past: Sequence[AttemptErred]) -> None:
-        self._engine = engine
-        self._pending = pending
-        self._past = past
-
-    @property
-    def stopping(self) -> bool:
-        return self._pending.stopping
-
-    def begin(self, task: Task, /) -> Coroutine[Any, Any, None] | None:
-        engine, pending = self._engine, self._pending
-        if pending.ended or pending.stopping:
-            return None
-        pending.task = task
-        if not engine.may_begin():
-            engine.post_suspended(pending)
-            return None
-        pending.launched = True
-        return engine.attempt_in_lane(pending, self._past)
-
-    def over(self) -> None:
-        if not self._pending.told:
-            self._engine.note_stopped(self._pending)
-
-
-class _TaskSaver:
-    """Saves for a step that runs in a task of its own: the journal has one writer, the interpreter's task."""
-
-    __slots__ = ("_pending", "_post")
-
-    def __init__(self, post: Callable[[Notice], None], pending: LocalPending) -> None:
-        self._post = post
-        self._pending = pending
-
-    @property
-    def stopping(self) -> bool:
-        return self._pending.stopping
-
-    async def persist(self, record: bytes) -> None:
-        await self._hand_over(Notice(self._pending, record))
-
-    async def transact(self, perform: Perform) -> None:
-        notice = Notice(self._pending, b"")
-        notice.perform = perform
-        await self._hand_over(notice)
-        if notice.error is not None:
-            raise notice.error
-
-    async def _hand_over(self, notice: Notice) -> None:
-        notice.seen = Latch()
-        self._post(notice)
-        await notice.seen.wait()
 
 
 _NOTHING = pack(None)

@@ -41,12 +41,13 @@ from flowlet.core.run_records import (
     StepEnded,
     StepErred,
     StepStopped,
+    TimerFired,
+    TimerSet,
 )
-from flowlet.core.steps import digest
 from flowlet.errors import HistoryMismatch, StepTimeout
 from flowlet.runtime.journal import Journal
 from flowlet.runtime.lanes import Lanes
-from flowlet.runtime.pendings import LocalPending, Notice, SignalWait
+from flowlet.runtime.pendings import LocalPending, Notice, Wait
 from flowlet.runtime.replay import Item, Replay, name_item
 from flowlet.runtime.steps import Host, StepRunner
 from flowlet.runtime.tasks import Task
@@ -60,10 +61,6 @@ _failure_codec: Codec[Failure] = Codec(Failure)
 
 class Reread(Exception):
     """What has happened last is known to the journal only: the run goes on from there at once."""
-
-
-class Waiting(Exception):
-    """The run waits for nothing but signals: whoever is there when one comes goes on with it."""
 
 
 class Unresolved(Exception):
@@ -91,6 +88,7 @@ class ReplayingEngine(msgspec.Struct, eq=False):
         committed: see `flowlet.core.engine.Engine`.
         signals: what is in the run's inbox, as far as it has looked.
         saving: the task that makes records durable beside a body which waits for something else.
+        in_own_task: it is executed in a task of flowlet's own, so that every cancel scope there is the body's.
     """
 
     # A struct, with defaults for what most runs never touch: a run is short, and setting up its engine is most of it.
@@ -106,6 +104,7 @@ class ReplayingEngine(msgspec.Struct, eq=False):
     cut: bool = False
     committed: bool = False
     interrupted: bool = False
+    in_own_task: bool = False
     forced: bool = False
     saving: Task | None = None
     _starts: int = 0
@@ -113,10 +112,16 @@ class ReplayingEngine(msgspec.Struct, eq=False):
     _open: dict[int, LocalPending] = {}
     _fresh: list[LocalPending] = []  # started, and not begun
     _landed: list[Pending] = []  # ended, and not told to the interpreter
-    _waits: dict[int, SignalWait] = {}
+    _waits: dict[int, Wait] = {}
+    _resting: bool = False  # there was a step for which nothing was to be done for a while
     _is_stopping: bool = False  # the interpreter has asked for something to be cancelled
     signals: Sequence[Signal] = ()
     _taken: set[int] | frozenset[int] = frozenset()
+    _told: set[str] | frozenset[str] = frozenset()  # ids of children that have ended
+    _timers: Mapping[int, TimerSet] = MappingProxyType({})
+    _published: int = 0  # how many times the body has let others see something, as is on record
+    _publishes: int = 0
+    _called: Mapping[str, tuple[str, ...]] = MappingProxyType({})  # ids of the runs that steps have called, by key
     _done: list[tuple[StepCall, bytes | None]] = []
     _replay: deque[Item] | tuple[()] = ()
     _attempts: Mapping[int, list[AttemptErred]] = MappingProxyType({})
@@ -127,6 +132,7 @@ class ReplayingEngine(msgspec.Struct, eq=False):
     _lanes: Lanes | None = None
     _has_news: bool = False  # a signal has come in
     _told_at: float = 0.0  # the time of the last record, while there are steps that have ended and were not told
+    _aside_at: float = 0.0  # the time of the last record that no interpreter meets again
     _bell: anyio.Event | None = None
 
     def repeat(self, records: Sequence[RunRecord]) -> None:
@@ -134,8 +140,10 @@ class ReplayingEngine(msgspec.Struct, eq=False):
         replay = Replay(records)
         self._replay, self._attempts, self._begun = replay.items, replay.attempts, replay.begun
         self._intents, self._origins, self.order = replay.intents, replay.origins, replay.order
-        self._taken = replay.taken
+        self._taken, self._timers, self._published = replay.taken, replay.timers, replay.published
         self.forced = replay.order is not None
+        self._called = replay.called
+        self._runner.last = max(record.at for record in records)
 
     def note(self, key: str, value: bytes, /) -> bytes:
         """Record a decision, or return the recorded one."""
@@ -145,11 +153,17 @@ class ReplayingEngine(msgspec.Struct, eq=False):
             if not isinstance(front, Noted) or front.key != key:
                 self._mismatch(f"decision {key!r}", name_item(front))
             self._pop()
+            self._show_unwinding(key == COMPENSATING)
             return front.value
         self.journal.pending.append(pack(("n", key, value, self._stamp())))
         if key == COMPENSATING:
             self.journal.status = COMPENSATING
         return value
+
+    def _show_unwinding(self, is_unwinding: bool) -> None:
+        """Let listings say that the run is being undone, where they have to be told anew what it does."""
+        if is_unwinding and self.journal.status == "running":
+            self.journal.status = COMPENSATING
 
     def patch(self, key: str, /) -> bool:
         """Tell whether the run takes a new path: not if its history goes on without a word of it."""
@@ -238,9 +252,13 @@ class ReplayingEngine(msgspec.Struct, eq=False):
 
     def _stamp(self) -> float:
         """Return the time for a record of the interpreter's: not behind that of what has ended and was not told."""
-        if not self._inbox:
-            self._told_at = self._runner.tick()
+        self._told_at = max(self._told_at, self._aside_at) if self._inbox else self._runner.tick()
         return self._told_at
+
+    def _stamp_aside(self) -> float:
+        """Return the time for a record that no interpreter meets again, with which time does not go on for it."""
+        self._aside_at = max(self._told_at, self._aside_at) if self._inbox else self._runner.mark()
+        return self._aside_at
 
     def tick(self) -> float:
         """Read the store's clock for a record."""
@@ -329,7 +347,7 @@ class ReplayingEngine(msgspec.Struct, eq=False):
         assert self._replay
         record = self._replay.popleft()
         self._runner.now = record.at
-        if isinstance(record, (StepEnded, StepErred, StepStopped, SignalTaken)):
+        if isinstance(record, (StepEnded, StepErred, StepStopped, SignalTaken, TimerFired)):
             self._recorded = max(self._recorded, record.start)
         return record
 
@@ -348,27 +366,19 @@ class ReplayingEngine(msgspec.Struct, eq=False):
             self._mismatch("a wait for a step", name_item(record))
         wait = self._waits.get(record.start)
         if wait is not None:
-            self._deliver_signal(wait, record)
+            self._deliver_wait(wait, record)
             return
         pending = self._open.get(record.start)
-        if pending is None or isinstance(record, SignalTaken):
+        if pending is None or isinstance(record, (SignalTaken, TimerFired)):
             started = ", ".join(repr(p.key) for p in (*self._open.values(), *self._waits.values()))
             self._mismatch(f"step {started}", name_item(record))
         self._check_same(pending, record)
         self._pop()
         self._end_as(pending, record)
 
-    def _deliver_signal(self, wait: SignalWait, record: Outcome | SignalTaken) -> None:
-        """Give a wait the signal that it was given before, or stop it as before."""
-        if wait.key != record.key or not isinstance(record, (SignalTaken, StepStopped)):
-            self._mismatch(f"a signal for {wait.key!r}", name_item(record))
-        if isinstance(record, SignalTaken) and wait.topic != record.topic:
-            self._mismatch(f"signal {wait.topic!r}", name_item(record))
-        self._pop()
-        if isinstance(record, SignalTaken):
-            self._end_wait(wait, record.payload, None)
-        else:
-            self._end_wait(wait, b"", StepCancelled(wait.key))
+    def _deliver_wait(self, wait: Wait, record: Outcome | SignalTaken | TimerFired) -> None:
+        """Let a wait end as it did before."""
+        raise NotImplementedError
 
     def _end_as(self, pending: LocalPending, record: Outcome) -> None:
         """End a pending as its record says."""
@@ -378,7 +388,9 @@ class ReplayingEngine(msgspec.Struct, eq=False):
         if isinstance(record, StepErred):
             pending.call.attempt = record.attempt
             pending.call.doubtful = record.doubt
-            self._end(pending, b"", rebuild_failure(record.error))
+            error = rebuild_failure(record.error)
+            self._runner.remember(error, record.error)
+            self._end(pending, b"", error)
         else:
             if past := self._attempts.get(record.start):
                 pending.call.attempt = past[-1].attempt + 1
@@ -391,6 +403,7 @@ class ReplayingEngine(msgspec.Struct, eq=False):
         """
         record = self._pop()
         assert isinstance(record, Interrupted)
+        self._show_unwinding(True)
         self.order, self.interrupted, self.committed = None, True, False
         while self._replay and isinstance(front := self._replay[0], (StepEnded, StepErred, StepStopped)):
             pending = self._open.get(front.start)
@@ -451,7 +464,7 @@ class ReplayingEngine(msgspec.Struct, eq=False):
         interrupted = False
         while self._replay:
             front = self._replay[0]
-            if isinstance(front, (StepEnded, StepErred, StepStopped, SignalTaken)):
+            if isinstance(front, (StepEnded, StepErred, StepStopped, SignalTaken, TimerFired)):
                 if "~" in front.key:  # the first compensation
                     break
                 self._starts = max(self._starts, front.start)
@@ -495,19 +508,6 @@ class ReplayingEngine(msgspec.Struct, eq=False):
                 self._done.append((call, value))
             elif call.definition.compensate_unknown and _may_have_acted(call, error, begun):
                 self._done.append((call, None))
-
-    def _end_wait(self, wait: SignalWait, payload: bytes, error: Exception | None) -> None:
-        wait.ended = True
-        wait.value = payload
-        wait.error = error
-        del self._waits[wait.start]
-        self._landed.append(wait)
-
-    def _stop_wait(self, wait: SignalWait) -> None:
-        """End a wait that was cancelled before it was given a signal."""
-        data = digest(wait.topic.encode())
-        self.journal.pending.append(pack(("c", wait.start, wait.key, data, self._stamp(), False)))
-        self._end_wait(wait, b"", StepCancelled(wait.key))
 
     def _stop(self, pending: LocalPending) -> None:
         """End a step that was cancelled before it had an outcome."""

@@ -7,10 +7,12 @@ one or in none changes only how soon the answer comes.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
-from typing import Any, Generic, Literal, Protocol, TypeAlias, TypeVar, cast
+from typing import Any, Generic, Literal, Protocol, TypeAlias, TypeVar, cast, overload
 
 import msgspec
 
+from flowlet.core.approval_values import ApprovalOutcome
+from flowlet.core.codec import Codec
 from flowlet.core.definitions import RunDefinition
 from flowlet.core.pipeline import SKIPPED
 from flowlet.core.run_records import (
@@ -22,11 +24,13 @@ from flowlet.core.run_records import (
     Resolved,
     RunRecord,
 )
+from flowlet.errors import ApprovalRejected
 from flowlet.runtime.orders import Orders
 from flowlet.runtime.report import RunReport, build_report, name_failure
 from flowlet.store import Head
 
 R_co = TypeVar("R_co", covariant=True)
+T = TypeVar("T")
 
 Status: TypeAlias = Literal[
     "pending",
@@ -70,6 +74,7 @@ class HandleSource(Protocol):
 
     async def head(self, id: str) -> Head: ...
     async def records(self, id: str) -> Sequence[RunRecord]: ...
+    async def published(self, id: str, key: str) -> bytes | None: ...
     def stream(self, id: str) -> AsyncIterator[tuple[int, RunRecord]]: ...
     def follow(self, id: str) -> AsyncIterator[tuple[int, RunRecord]]: ...
     async def result(self, id: str, definition: RunDefinition | None) -> Any: ...
@@ -90,15 +95,22 @@ class Handle(Generic[R_co]):
         self._source = source
         self._definition = definition
 
-    async def result(self) -> R_co:
+    async def result(self, *, raise_on_reject: bool = False) -> R_co:
         """Wait for the end of the run and return its result; of a bulk operation, a `BulkReport` without its errors.
 
+        Args:
+            raise_on_reject: raise what an approval chain has come to if that is no approval.
+
         Raises:
+            ApprovalRejected: it is none, and that was asked for; ``.outcome`` says what it is.
             Exception: what the run failed with, its failed compensations attached as the last cause.
             RunParked: it needs an operator.
             RunNotFound: there is no such run.
         """
-        return cast(R_co, await self._source.result(self.id, self._definition))
+        value = await self._source.result(self.id, self._definition)
+        if raise_on_reject and isinstance(value, ApprovalOutcome) and not value.approved:
+            raise ApprovalRejected(f"{self.id!r} was not approved: {value.reason}", value)
+        return cast(R_co, value)
 
     async def status(self) -> Status:
         """Return where the run stands.
@@ -218,21 +230,58 @@ class Handle(Generic[R_co]):
         async for seq, record in self._source.follow(self.id):
             yield _show(seq, record)
 
+    @overload
+    async def read(self, key: str, /, *, type: type[T], default: T | None = None) -> T | None: ...
+    @overload
+    async def read(self, key: str, /, *, default: Any = None) -> Any: ...
+    async def read(self, key: str, /, *, type: Any = Any, default: Any = None) -> Any:
+        """Return what the run, or one of its steps, has last let others see with `Run.publish`.
+
+        Args:
+            key: of the value.
+            type: what to decode it to; by default to what msgpack says: dicts, lists, texts and numbers.
+            default: what to return if nothing was published under the key.
+
+        Raises:
+            DecodeError: the value is not of the type.
+            RunNotFound: there is no such run.
+
+        Example:
+            >>> import anyio
+            >>> from flowlet import Flowlet, Run, provided
+            >>> flow = Flowlet()
+            >>> @flow.saga
+            ... async def load(path: str, run: Run = provided) -> None:
+            ...     await run.publish("progress", 0.5)
+            >>> async def main() -> None:
+            ...     async with flow:
+            ...         await flow.execute(load, "a.csv", id="l-1")
+            ...         print(await flow.handle("l-1").read("progress", type=float))
+            >>> anyio.run(main)
+            0.5
+        """
+        found = await self._source.published(self.id, key)
+        return default if found is None else Codec(type).decode(found, f"what run {self.id!r} published as {key!r}")
+
     async def send(self, topic: str, payload: object, /, *, message_id: str | None = None) -> None:
         """Send the run a signal: whatever waits for the topic goes on with it, now or when the run comes to it.
 
-        Returns when the signal is stored. Signals of one topic are taken in the order in which they were sent.
+        Returns when the signal is stored. Signals of one topic are taken in the order in which they were sent. In the
+        action of a stored machine, or in an exit hook, the signal is checked at once and stored with the transition.
 
         Args:
             topic: of the signal, such as the name of a graph's pause.
             payload: data of the type that the run takes there.
-            message_id: a second signal with the same one is dropped, so that sending can be repeated.
+            message_id: a second signal with the same one is dropped, so that sending can be repeated. In a run there is
+                one by default: what its body sends is sent once, however often it is replayed, and so is what a step
+                sends, however often it is tried.
 
         Raises:
             RunError: the run takes no signal of this topic.
             EncodeError, DecodeError, PayloadTooLarge: the payload is not of that type, or cannot be stored.
             RunFinished: it has ended.
             RunNotFound: there is no such run.
+            MachineError: a guard would send it.
         """
         await self._source.orders.send(self.id, topic, payload, message_id)
 
@@ -248,6 +297,10 @@ _KINDS = {
     "StepStopped": "step_cancelled",
     "AttemptErred": "attempt_failed",
     "SignalTaken": "signal",
+    "TimerSet": "waiting",
+    "TimerFired": "time_over",
+    "Published": "published",
+    "ChildCalled": "child_called",
     "Parked": "parked",
 }
 

@@ -17,7 +17,7 @@ import msgspec
 from msgspec.structs import replace
 
 from flowlet.core.engine import Suspended
-from flowlet.errors import Conflict, FlowletError, LeaseLost, RunNotFound, StoreUnavailable
+from flowlet.errors import Conflict, FlowletError, LeaseLost, RunFinished, RunNotFound, StoreUnavailable
 from flowlet.store import UNCHANGED, Store, Unchanged, Work, Write
 
 _PAUSES = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
@@ -77,6 +77,7 @@ class Journal(msgspec.Struct, eq=False):
     consumed: int = 0
     status: str | Unchanged = UNCHANGED
     trouble: Exception | None = None
+    _beside: tuple[Write, ...] = ()
 
     async def commit(self) -> None:
         """Make everything recorded so far durable.
@@ -86,6 +87,29 @@ class Journal(msgspec.Struct, eq=False):
         """
         await self._append(self._write())
         self.status = UNCHANGED
+
+    async def commit_unseen(self) -> None:
+        """Do the same, unless a signal has come in that the run has not seen.
+
+        Raises:
+            SignalArrived: one has; nothing was stored.
+            Suspended: it could not be done here; ``trouble`` says why.
+        """
+        write = self._write()
+        if self.create is None:
+            write = replace(write, inbox=self.inbox)
+        await self._append(write)
+        self.status = UNCHANGED
+
+    def creation(self) -> Write:
+        """Return the write that creates the run, for somebody else's append."""
+        return self._write()
+
+    def created(self) -> None:
+        """Take note that somebody else's append has created the run."""
+        self.create = None
+        self.version = 1
+        self.pending.clear()
 
     def _write(self) -> Write:
         """Return the write of everything recorded so far."""
@@ -128,8 +152,11 @@ class Journal(msgspec.Struct, eq=False):
                 raise
             self._give_up(error)
 
-    def end(self, status: str, record: bytes) -> Awaitable[None]:
+    def end(self, status: str, record: bytes, parent: Write | None = None) -> Awaitable[None]:
         """Make everything durable with a last record and close the run, giving back its lease; await it at once.
+
+        Args:
+            parent: tells the run that waits for this one; left out if that has ended itself.
 
         Raises:
             SignalArrived: not yet; see what has come in first.
@@ -158,7 +185,14 @@ class Journal(msgspec.Struct, eq=False):
                 wake=None,
                 close=True,
             )
-        return self._append(write)
+        return self._append(write) if parent is None else self._append_both(write, parent)
+
+    async def _append_both(self, write: Write, parent: Write) -> None:
+        self._beside = (parent,)
+        try:
+            await self._append(write)
+        finally:
+            self._beside = ()
 
     async def park(self, status: str, record: bytes | None, wake: float | None = None) -> None:
         """Make everything durable and leave the run for an operator, giving back its lease.
@@ -217,7 +251,7 @@ class Journal(msgspec.Struct, eq=False):
         self.busy = True
         try:
             if work is None:
-                await self._store.append((write,))
+                await self._store.append((write, *self._beside))
             else:
                 await self._store.append((), work=work)
         except StoreUnavailable:
@@ -225,7 +259,11 @@ class Journal(msgspec.Struct, eq=False):
         except FlowletError as error:
             if work is not None:
                 raise
-            self._refused(write, error)
+            if not self._is_about_beside(error):
+                self._refused(write, error)
+            self._beside = ()  # who was to be told has ended
+            await self._append(write)
+            return
         except Exception:
             raise
         except BaseException:
@@ -246,7 +284,7 @@ class Journal(msgspec.Struct, eq=False):
             await anyio.sleep(pause)
             try:
                 if work is None:
-                    await self._store.append((write,))
+                    await self._store.append((write, *self._beside))
                 elif not await self._has_grown(write):  # under our fence, nobody else's record can be there
                     await self._store.append((), work=work)
             except StoreUnavailable as error:
@@ -258,10 +296,17 @@ class Journal(msgspec.Struct, eq=False):
             except FlowletError as error:
                 if work is not None and not _is_about(error, self.id):
                     raise
-                self._give_up(error)
+                last = error
+                if not self._is_about_beside(error):
+                    self._give_up(error)
+                self._beside = ()
             else:
                 return
         self._give_up(last)
+
+    def _is_about_beside(self, error: FlowletError) -> bool:
+        """Tell whether what was refused is not this run's write, but that which tells another run of it."""
+        return isinstance(error, (RunFinished, RunNotFound)) and any(error.id == write.id for write in self._beside)
 
     def _refused(self, write: Write, error: FlowletError) -> None:
         """Find out what a refusal means: that a signal has come in, or that the run is not ours any more."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import anyio
 import msgspec
@@ -27,6 +27,9 @@ from flowlet.runtime.machine_timers import Due, Running, after, begun, carried, 
 from flowlet.runtime.machine_works import INVOKE, REVOKE, entry, is_inside_run
 from flowlet.runtime.turns import NO_ARGUMENTS, Raised, Turn
 from flowlet.store import UNCHANGED, Claims, New, Stored, Unchanged, Write
+
+if TYPE_CHECKING:
+    from flowlet.runtime.outbox import Outbox
 
 SLACK = 0.5
 """Seconds after which other processes look after a timer that has rung and was not handled."""
@@ -160,13 +163,15 @@ class Bond:
         kwargs: dict[str, Any],
         key: str | None,
         result: Any,
+        box: Outbox | None = None,
     ) -> None:
-        """Make a transition durable, and only then move the machine.
+        """Make a transition durable, together with what its callbacks have queued, and only then move the machine.
 
         Raises:
             Conflict: another process was faster; it is kept as `conflict`.
             EncodeError: the data, or the result of an event fired by a run, cannot be stored.
             PayloadTooLarge: these are more than may be stored.
+            IdConflict, RunNotFound, RunFinished: what was queued cannot be stored.
         """
         office, target = self.office, landing.target
         values, data = self.changed(machine)
@@ -193,7 +198,7 @@ class Bond:
             write = Write(id=self.id, expect=self.version, records=(packed,), state=target.state)
         if self.version - self.snapshot_at >= EVERY:
             write = self.with_snapshot(write, record, landing.target, timers)
-        await self._append(write)
+        await self._append(write, box)
         machine._flowlet_state = target
         self.at = at
         turn.delayed = None
@@ -203,6 +208,8 @@ class Bond:
         if record.key is not None:
             self.keys[record.key[0]] = record.key[1:]
         self.advance(values, self.data if data is None else data, record.raised)
+        if box is not None:
+            box.begin()
         if office.log.active:
             self.log_committed(record)
 
@@ -362,13 +369,18 @@ class Bond:
             wake=self._wake(record, timers),
         )
 
-    async def _append(self, write: Write) -> None:
-        """Append one record, finding out what became of it where that is not clear."""
+    async def _append(self, write: Write, box: Outbox | None = None) -> None:
+        """Append one record and what is queued, finding out what became of it where that is not clear."""
         takes = isinstance(write.owner, str)
         self.leased = self.leased or takes  # also if the append is cancelled and yet stored
         try:
-            await self.office.store.append((write,))
+            if box is not None:
+                await box.append(write)
+            else:
+                await self.office.store.append((write,))
         except BaseException as error:
+            if box is not None:
+                box.doubt(error)
             if not await self.is_stored(error, write.records[0]):
                 if takes and isinstance(error, Exception):
                     self.leased = False
@@ -396,11 +408,23 @@ class Bond:
     async def _is_mine(self, record: bytes) -> bool:
         """Look whether the record that an append was refused for, or got no answer about, is there."""
         try:
-            stored = await self.office.store.load(self.id, after=self.version, limit=1)
-        except StoreUnavailable:
+            return await self.is_committed(record)
+        except (StoreUnavailable, Conflict):
+            return False
+
+    async def is_committed(self, record: bytes) -> bool:
+        """Look whether a record is there as the next one.
+
+        Raises:
+            Conflict: another one is.
+        """
+        stored = await self.office.store.load(self.id, after=self.version, limit=1)
+        if stored is None or not stored.records:
             return False
         # The writer's token, the time and the content together are nobody else's.
-        return stored is not None and bool(stored.records) and stored.records[0] == record
+        if stored.records[0] != record:
+            raise Conflict(self.version, stored.head.version, self.id)
+        return True
 
     def advance(self, values: tuple[Any, ...], data: bytes, raised: tuple[Pending, ...]) -> None:
         """Know that one more record is stored."""

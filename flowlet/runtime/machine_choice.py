@@ -5,17 +5,20 @@ Law: nothing changes here. Each guard is asked at most once for an event, and a 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from datetime import UTC, datetime
 from typing import Any, cast
 
 from flowlet.core.chart import Plan
+from flowlet.core.current import machine_context, run_context
 from flowlet.core.guards import guard_failure
 from flowlet.core.hooks import EventParameters, Transition, refuse_awaitable
 from flowlet.core.machine import MachineDefinition
 from flowlet.core.statechart import Choice, Move
 from flowlet.errors import MachineError, TransitionNotAllowed
 from flowlet.runtime.machine_bond import Bond
+from flowlet.runtime.outbox import JUDGING
+from flowlet.runtime.turns import Turn
 
 
 class Happening:
@@ -154,17 +157,28 @@ async def _ask(
 ) -> str | None:
     leaf = check.leaf
     if leaf is None or not leaf.alone:
-        refusal: str | None = await check.refusal(machine, args, kwargs, Happening(bond, None))
+        asked = check.refusal(machine, args, kwargs, Happening(bond, None))
+        refusal: str | None = await (asked if bond is None or not check.awaits else _apart(asked))
         return refusal
     try:
         answer = leaf.function(machine)
         if leaf.is_async:
-            answer = await answer
+            answer = await (answer if bond is None or not leaf.awaits else _apart(answer))
     except Exception as error:
         raise guard_failure(machine, check.name, error) from error
     if answer is not True and answer is not False and not leaf.is_async:
         refuse_awaitable(answer, f"guard {check.name!r}")
     return None if answer else check.name
+
+
+async def _apart(asked: Awaitable[Any]) -> Any:
+    """Await what a guard of a machine with a store answers, and let it start and send nothing."""
+    here = machine_context.get()
+    machine_context.set(Turn(here, None, None, None, JUDGING, run_context.get()))
+    try:
+        return await asked
+    finally:
+        machine_context.set(here)
 
 
 def not_allowed(definition: MachineDefinition, event: str, state: str, chosen: str | None) -> TransitionNotAllowed:

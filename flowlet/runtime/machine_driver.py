@@ -229,10 +229,12 @@ async def _handle_stored(
         key = scope.event_key(bond.id, event)
         if await bond.knows(key):
             return bond.recorded(key)
+        turn.scope = scope
         if scope.inside is not None:
             return await _attempt(machine, bond, turn, table, event, args, kwargs, key)
         # A replay is answered from the key, so that what callbacks call must not be in the run's journal.
-        token = run_context.set(InsideEvent(scope.run(), key))
+        turn.scope = InsideEvent(scope.run(), key)
+        token = run_context.set(turn.scope)
         try:
             return await _attempt(machine, bond, turn, table, event, args, kwargs, key)
         finally:
@@ -312,13 +314,15 @@ async def continue_raised(machine: Any, bond: Bond, turn: Turn) -> None:
     It is no part of the run that happens to find it.
     """
     await bond.lease(machine, patient=False, interrupted=bool(bond.raised))
-    token = run_context.set(None)
+    token, scope = run_context.set(None), turn.scope
+    turn.scope = None
     try:
         turn.raised = deque(bond.recall_raised())
         await drain(machine, bond, turn, bond.definition)
     except HookFailed as failure:
         bond.log_failed(failure)
     finally:
+        turn.scope = scope
         run_context.reset(token)
     if not bond.stale:
         await bond.settle(machine, turn)

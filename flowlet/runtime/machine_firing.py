@@ -225,6 +225,7 @@ async def start_stored(machine: Any) -> None:
         return
     turn = await take(bond, "create")
     assert turn is not None
+    turn.scope = run_context.get()
     try:
         await begin(machine, bond, turn, bond.definition)
     except BaseException as error:

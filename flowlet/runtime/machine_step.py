@@ -18,6 +18,7 @@ from flowlet.errors import HookFailed, MachineError
 from flowlet.runtime.machine_bond import Bond
 from flowlet.runtime.machine_choice import Happening, taken_of
 from flowlet.runtime.machine_timers import advance, end_works
+from flowlet.runtime.outbox import close_outbox, open_outbox
 from flowlet.runtime.turns import BUSY, Turn, is_inside
 
 
@@ -41,6 +42,9 @@ async def follow(
     snapshot = getattr(type(machine), DEFINITION).snapshot
     taken = snapshot.take(machine)
     mark = _mark(turn)
+    box = None
+    if bond is not None and plan.waits:  # what waits for nothing cannot start or send anything either
+        open_outbox(turn, bond)
     landing, result, acting = plan.landing, None, 0
     try:
         if plan.exits:
@@ -57,6 +61,8 @@ async def follow(
                 raise
             snapshot.restore(machine, taken)
             _cut(turn, mark)
+            if bond is not None:
+                open_outbox(turn, bond)  # anew
             landing, result = rescue, None
             happening = happening or Happening(bond, plan)
             happening.error, happening.target = error, landing.target
@@ -67,13 +73,17 @@ async def follow(
                 advance(machine, turn, landing)
             machine._flowlet_state = landing.target
         else:
-            await bond.commit(machine, turn, plan, landing, args, kwargs, key, result)
+            box = close_outbox(turn)
+            await bond.commit(machine, turn, plan, landing, args, kwargs, key, result, box)
     except BaseException:
+        turn.outbox = None
         snapshot.restore(machine, taken)
         _cut(turn, mark)
         if bond is not None:
             bond.doubt()
         raise
+    if box is not None:
+        await box.deliver()
     if landing.enters or landing.ends:
         if happening is not None:
             happening.commit()

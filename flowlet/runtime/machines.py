@@ -330,6 +330,10 @@ class Machines:
             self._timed[id] = definition
             self._alarms.set(id, at)
 
+    def look_at_clock(self) -> None:
+        """See what is due now that the clock has been moved."""
+        self._alarms.look()
+
     def _ring(self, id: str) -> None:
         definition = self._timed.pop(id, None)
         if definition is not None and not self._closing:

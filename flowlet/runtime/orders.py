@@ -7,17 +7,23 @@ record, written by whoever gives it while nobody owns the run.
 
 from __future__ import annotations
 
+import inspect
 import re
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import anyio
 from msgspec.structs import replace
 
+from flowlet.core.annotations import Parameter
 from flowlet.core.codec import encode, pack
+from flowlet.core.current import run_context
 from flowlet.core.definitions import RunDefinition
-from flowlet.core.engine import COMPENSATING
+from flowlet.core.engine import COMPENSATING, OURS
 from flowlet.core.faults import nearest
 from flowlet.core.ids import check_id
+from flowlet.core.program import Program
+from flowlet.core.run import Run
 from flowlet.core.run_records import (
     Action,
     AttemptBegan,
@@ -34,16 +40,18 @@ from flowlet.core.run_records import (
     StepEnded,
     StepErred,
     StepStopped,
+    TimerFired,
+    TimerSet,
     run_record_codec,
 )
 from flowlet.core.sizes import FRAME, check_size
+from flowlet.core.steps import StepDefinition, make_plain_step
 from flowlet.errors import Conflict, DecodeError, IdConflict, RunCancelled, RunError, RunFinished
+from flowlet.runtime.outbox import outbox_of
 from flowlet.store import Head, New, Signal, Store, Stored, Write
 
 if TYPE_CHECKING:
     from flowlet.runtime.execution import Execution
-
-_OURS: Final = "flowlet/"
 
 CANCEL: Final = "flowlet/cancel"
 """The topic of the signal that cancels a run."""
@@ -56,6 +64,9 @@ STUCK: Final = frozenset({"parked", "needs_attention", "compensation_failed"})
 
 _MOMENT = 5.0
 """Seconds in which a run that somebody executes comes to see an answer."""
+
+_KEPT = (StepEnded, StepErred, StepStopped, SignalTaken, TimerSet, TimerFired, Noted, Attention)
+"""Records that a fork copies from the way up to where it leaves."""
 
 _STEP_RECORDS = (AttemptBegan, AttemptErred, StepEnded, StepErred, StepStopped)
 
@@ -81,6 +92,7 @@ class Orders:
     def __init__(self, store: Store, host: OrdersHost) -> None:
         self._store = store
         self._host = host
+        self._sends: dict[str, StepDefinition] = {}
 
     async def cancel(self, id: str) -> None:
         """Have a run undo what it has done and end; see `Handle.cancel`."""
@@ -112,24 +124,71 @@ class Orders:
 
     async def send(self, id: str, topic: str, payload: object, message_id: str | None) -> None:
         """Put a signal into a run's inbox; see `Handle.send`."""
-        if not isinstance(topic, str) or not topic or topic.startswith(_OURS):
-            raise RunError(f"send() takes a topic, a text that does not begin with {_OURS!r}, not {topic!r}")
-        if message_id is not None and (not isinstance(message_id, str) or message_id.startswith(_OURS)):
-            raise RunError(f"message_id: takes a text that does not begin with {_OURS!r}, not {message_id!r}")
-        head = await self._host.head(id)
-        self._check_open(head)
+        if not isinstance(topic, str) or not topic or topic.startswith(OURS):
+            raise RunError(f"send() takes a topic, a text that does not begin with {OURS!r}, not {topic!r}")
+        if message_id is not None and (not isinstance(message_id, str) or message_id.startswith(OURS)):
+            raise RunError(f"message_id: takes a text that does not begin with {OURS!r}, not {message_id!r}")
         what = f"the payload of signal {topic!r}"
         data = encode(payload, what)
         check_size(data, self._host.max_payload, what, FRAME + 2 * len(topic))
-        definition = self._host.definition_of(head)
+        scope = run_context.get()
+        if scope is None:
+            await self._put(id, topic, data, message_id)
+        elif isinstance(scope, Program):
+            if scope.is_current:  # as a step of its own, which a replay does not repeat
+                await scope.perform(self._sending(topic), (id, data, message_id), None)
+            else:  # a task that the body has begun, of which a replay knows nothing
+                await self._put(id, topic, data, message_id)
+        else:
+            # Another attempt sends nothing twice.
+            key = f"{scope.event_key(id, 'send')} {topic}" if message_id is None else message_id
+            await self._put(id, topic, data, key)
+
+    def _sending(self, topic: str) -> StepDefinition:
+        """Return the step by which a body sends a signal."""
+        known = self._sends.get(topic)
+        if known is None:
+
+            async def send(id: str, data: bytes, message_id: str | None, *, run: Run) -> None:
+                await self._put(id, topic, data, message_id or run.idempotency_key)
+
+            known = self._sends[topic] = make_plain_step(
+                f"{topic.replace('~', '_')}:send",
+                send,
+                tuple(
+                    Parameter(name, annotation, inspect.Parameter.POSITIONAL_ONLY, required=True, provided=False)
+                    for name, annotation in (("id", str), ("data", bytes), ("message_id", str | None))
+                ),
+                (Parameter("run", Run, inspect.Parameter.KEYWORD_ONLY, required=False, provided=True),),
+                type(None),
+            )
+        return known
+
+    async def _put(self, id: str, topic: str, data: bytes, message_id: str | None) -> None:
+        """Put an encoded signal into a run's inbox, if that takes it."""
+        box = outbox_of(self._store)
+        definition = None if box is None else box.definition_of(id)
+        if definition is None:
+            head = await self._host.head(id)
+            self._check_open(head)
+            definition = self._host.definition_of(head)
         if definition is not None and definition.signals is not None:
             codec = definition.signals.get(topic)
             if codec is None:
                 raise RunError(
                     f"run {id!r} of {definition.name!r} takes no signal {topic!r}{nearest(topic, definition.signals)}"
                 )
-            codec.decode(data, what)
-        await self._store.append((Write(id=id, signals=(Signal(topic, data, message_id),), state=ORDERED),))
+            codec.decode(data, f"the payload of signal {topic!r}")
+        write = Write(id=id, signals=(Signal(topic, data, message_id),), state=ORDERED)
+        box = outbox_of(self._store)  # of a task that outlives the action, it may have been closed meanwhile
+        if box is not None:
+            box.send(write, partial(self._deliver, id))
+            return
+        await self._store.append((write,))
+        await self._deliver(id)
+
+    async def _deliver(self, id: str) -> None:
+        """Have a run look into its inbox."""
         execution = self._host.live.get(id)
         if execution is not None:
             await self._host.look(execution)
@@ -273,9 +332,7 @@ def _prefix(id: str, records: list[RunRecord], from_step: str) -> list[int]:
             if record.key == from_step:
                 return places
             keys[record.key] = None
-        if isinstance(record, (StepEnded, StepErred, StepStopped, SignalTaken, Noted, Attention)) or (
-            isinstance(record, Resolved) and isinstance(records[place - 1], Attention)
-        ):
+        if isinstance(record, _KEPT) or (isinstance(record, Resolved) and isinstance(records[place - 1], Attention)):
             places.append(place)
     steps = ", ".join(map(repr, keys))
     raise RunError(

@@ -5,7 +5,7 @@ Law: plain data. A step's task posts notices; only the interpreter's task reads 
 
 from __future__ import annotations
 
-from flowlet.core.engine import Pending, StepCall
+from flowlet.core.engine import Pending, StepCall, StepWaits
 from flowlet.core.steps import digest
 from flowlet.runtime.journal import Perform
 from flowlet.runtime.tasks import Latch, Task
@@ -19,9 +19,10 @@ class LocalPending(Pending):
         launched: its effect may have begun.
         stopping: the interpreter has asked for it to be cancelled.
         told: its task has posted its outcome.
+        rest: nothing is done for it here now, and why; set aside when that is over.
     """
 
-    __slots__ = ("call", "digest", "error", "launched", "stopping", "task", "told", "value")
+    __slots__ = ("call", "digest", "error", "launched", "rest", "stopping", "task", "told", "value")
 
     def __init__(self, start: int, call: StepCall) -> None:
         super().__init__(call.key, start)
@@ -30,6 +31,7 @@ class LocalPending(Pending):
         self.launched = False
         self.stopping = False
         self.told = False
+        self.rest: StepWaits | None = None
         self.task: Task | None = None
         self.value: bytes = b""
         self.error: Exception | None = None
@@ -45,22 +47,35 @@ class LocalPending(Pending):
             self.task.cancel()
 
 
-class SignalWait(Pending):
-    """A wait for a signal.
+class Wait(Pending):
+    """A wait for a signal, for a time, or for the one until the other.
 
     Attributes:
-        ended: it was given one, or was stopped; that is in the journal.
+        ended: it was given one, its time has come, or it was stopped; that is in the journal.
+        topic: of the signal, None if it is for a time alone.
+        delay: seconds, from when the run first waits, or None.
+        due: the time, in seconds of the store's clock, or None; while there is a delay, that is not known yet.
+        is_set: that is on record.
         stopping: the interpreter has asked for it to be cancelled.
     """
 
-    __slots__ = ("error", "stopping", "topic", "value")
+    __slots__ = ("delay", "due", "error", "is_set", "stopping", "topic", "value")
 
-    def __init__(self, start: int, key: str, topic: str) -> None:
+    def __init__(
+        self, start: int, key: str, topic: str | None, delay: float | None = None, due: float | None = None
+    ) -> None:
         super().__init__(key, start)
         self.topic = topic
+        self.delay = delay
+        self.due = due
+        self.is_set = False
         self.stopping = False
         self.value: bytes = b""
         self.error: Exception | None = None
+
+    def name(self) -> str:
+        """Say what is waited for, for the reason of a mismatch."""
+        return f"a time, {self.key!r}" if self.topic is None else f"a signal for {self.key!r}"
 
 
 class Notice:
@@ -70,10 +85,11 @@ class Notice:
         seen: the task waits for it to be set, after the record is durable or ``perform`` has been committed;
             then ``error`` says what came of that.
         suspended: the step cannot go on here, so the run cannot.
+        rest: nothing is to be done for the step now, and why.
         at: the time of the record.
     """
 
-    __slots__ = ("at", "error", "pending", "perform", "record", "seen", "suspended", "value")
+    __slots__ = ("at", "error", "pending", "perform", "record", "rest", "seen", "suspended", "value")
 
     def __init__(
         self, pending: LocalPending, record: bytes, value: bytes | None = None, error: Exception | None = None
@@ -86,3 +102,4 @@ class Notice:
         self.seen: Latch | None = None
         self.perform: Perform | None = None
         self.suspended = False
+        self.rest: StepWaits | None = None

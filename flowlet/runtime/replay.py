@@ -14,19 +14,23 @@ from flowlet.core.run_records import (
     AttemptBegan,
     AttemptErred,
     Attention,
+    ChildCalled,
     Ended,
     Interrupted,
     Noted,
     Outcome,
     Parked,
+    Published,
     Resolved,
     RunRecord,
     SignalTaken,
     Started,
+    TimerFired,
+    TimerSet,
 )
 from flowlet.errors import RunCancelled
 
-Item: TypeAlias = Outcome | SignalTaken | Noted | Interrupted | Attention | Resolved
+Item: TypeAlias = Outcome | SignalTaken | TimerFired | Noted | Interrupted | Attention | Resolved
 
 
 class Replay:
@@ -39,10 +43,13 @@ class Replay:
         intents: how often each of them has begun, whatever came of it, by start.
         order: somebody has a parked run undone, and that has not begun.
         taken: the numbers of the signals that were given to waits.
+        timers: when waits end, by start.
+        published: how many times the body has let others see something.
+        called: the ids of the runs that steps have called, by the key of the step.
         origins: (n, run id): while more than n items are left, the run repeats what that one has done.
     """
 
-    __slots__ = ("attempts", "begun", "intents", "items", "order", "origins", "taken")
+    __slots__ = ("attempts", "begun", "called", "intents", "items", "order", "origins", "published", "taken", "timers")
 
     def __init__(self, records: Sequence[RunRecord]) -> None:
         self.items: deque[Item] = deque()
@@ -50,6 +57,9 @@ class Replay:
         self.begun: dict[int, str] = {}
         self.intents: dict[int, int] = {}
         self.taken: set[int] = set()
+        self.timers: dict[int, TimerSet] = {}
+        self.published = 0
+        self.called: dict[str, tuple[str, ...]] = {}
         self.order: Exception | None = None
         started = records[0]
         assert isinstance(started, Started)
@@ -67,6 +77,12 @@ class Replay:
         elif isinstance(record, AttemptBegan):
             self.begun[record.start] = record.key
             self.intents[record.start] = self.intents.get(record.start, 0) + 1
+        elif isinstance(record, TimerSet):
+            self.timers[record.start] = record
+        elif isinstance(record, ChildCalled):
+            self.called[record.key] = (*self.called.get(record.key, ()), record.id)
+        elif isinstance(record, Published):
+            self.published = max(self.published, record.number)
         elif isinstance(record, Resolved) and isinstance(before, Parked):
             if record.action == "compensate":
                 self.order = RunCancelled(f"an operator had the run undone; it was parked: {before.reason}")
@@ -92,4 +108,6 @@ def name_item(record: Item) -> str:
         return f"an operator's answer, {record.action!r}"
     if isinstance(record, SignalTaken):
         return f"signal {record.topic!r}"
+    if isinstance(record, TimerFired):
+        return f"a time, {record.key!r}"
     return f"step {record.key!r}"

@@ -1,7 +1,6 @@
 """The runs of one `Flowlet`: starting, executing, resuming and finding them.
 
-Law: `start` returns when the input is durable. The same id, definition and input is the same run;
-anything else under a taken id is `IdConflict`. What is executed here is in `live`; everything else is
+Law: `start` returns when the input is durable. What is executed here is in `live`; everything else is
 known through the store alone.
 """
 
@@ -9,40 +8,40 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Any, cast
 
 import msgspec
 
-from flowlet.core.codec import pack
-from flowlet.core.current import run_context
+from flowlet.core.current import machine_context, run_context
 from flowlet.core.definitions import RunDefinition
-from flowlet.core.engine import Suspended
-from flowlet.core.ids import check_id
-from flowlet.core.run import exchange_call
+from flowlet.core.engine import StepWaits, Suspended
+from flowlet.core.ids import fit_id
 from flowlet.core.run_records import RunRecord, Started, StuckStatus
-from flowlet.core.sizes import check_size
 from flowlet.core.steps import Provide
 from flowlet.errors import (
     Conflict,
-    IdConflict,
     LeaseLost,
     RunError,
     RunTimeout,
+    StoreError,
     StoreUnavailable,
 )
 from flowlet.runtime.alarms import Alarms
+from flowlet.runtime.children import Children
+from flowlet.runtime.creating import CreatingRuns
 from flowlet.runtime.drain import Drain
 from flowlet.runtime.execution import Execution
+from flowlet.runtime.execution_ends import Ending
 from flowlet.runtime.handle import Handle
-from flowlet.runtime.ids import Ids
 from flowlet.runtime.journal import Journal, outlives_process
 from flowlet.runtime.logs import Log
 from flowlet.runtime.orders import CANCEL, ORDERED, STUCK, Orders, cancelled
-from flowlet.runtime.stored_runs import Find, StoredRuns
+from flowlet.runtime.outbox import outbox_of
+from flowlet.runtime.stored_runs import Find
 from flowlet.runtime.tasks import Breaker, Task, breaker_class, current_task_function, spawn
 from flowlet.runtime.worker import Worker
-from flowlet.store import Head, New, Store, Stored, Write
+from flowlet.store import Head, Store, Stored
 
 _MOST_CLAIMS = 20
 """A run that was taken up so often without a record of progress is parked."""
@@ -54,12 +53,26 @@ _PASSING = (StoreUnavailable, LeaseLost, Conflict)
 """Troubles with the store after which a run may go on here, if it is still ours."""
 
 
-class Runs(StoredRuns):
+_MOST_LIVE = 1000
+"""So many runs may be executed here before more are claimed: what is due when nobody was there comes bit by bit."""
+
+_STALLED = 1.0
+"""Seconds in which none of these has ended, after which a few more are claimed: perhaps the others wait for them."""
+
+_BATCH = 100
+"""Runs that are claimed at once."""
+
+
+class Runs(CreatingRuns):
     """Executes runs over a store. It is the host of their executions and the source of their handles.
 
     Args:
         find: looks a definition up by name and version.
         provide: gives the value for a provided parameter's annotation.
+
+    Attributes:
+        adopters: what takes over what this process has claimed that is no run, by kind.
+        clock_moved: called when a clock that is moved by hand has been.
     """
 
     def __init__(
@@ -77,15 +90,9 @@ class Runs(StoredRuns):
         self.log = log
         self._lease = lease
         self.durable = outlives_process(store)
-        self.max_payload = store.capabilities.max_payload
         self.closing = self.stopping = False
-        self.live: dict[str, Execution] = {}
-        self._creations: dict[RunDefinition, Write] = {}
-        self._orphans: set[str] = set()
         self.tasks: set[Task] = set()
         self._drain = Drain(self, store)
-        self.pause = self._drain.pause
-        self._ids = Ids()
         self.deadline = 0.0
         self.epoch = 0.0
         self.current_task: Callable[[], object] = _no_task
@@ -100,18 +107,27 @@ class Runs(StoredRuns):
             self._recover,
             self._renewed,
             self._leave_taken,
+            self._room,
         )
         self.orders = Orders(store, self)
-        self._above: dict[str, str] = {}
-        self.adopt_machine: Callable[[Head], None] | None = None
+        self.children = Children(store, self)
+        self.adopters: dict[str, Callable[[Head], None]] = {}
         self.make_breaker: Callable[[], Breaker] = _no_breaker
         self.limits: Mapping[str, float | None] = {}
         self._alarms = Alarms(self.now, self._expire, self._alarms_broke)
+        self._dozes = Alarms(self.now, self._rouse, self._alarms_broke)
+        self._last_end = 0.0
+        self._missed: set[str] = set()
+        self.clock_moved: list[Callable[[], None]] = [self._alarms.look, self._dozes.look]
 
     # -------------------------------------------------------------- opening and closing
     def now(self) -> float:
         """Return the time of the store's clock."""
         return self.epoch + time.perf_counter()
+
+    async def pause(self, seconds: float) -> None:
+        """Wait between two attempts of a step, but not once the process wants to stop; see `Drain.pause`."""
+        await self._drain.pause(seconds)
 
     def _renewed(self, deadline: float) -> None:
         self.deadline = deadline
@@ -140,35 +156,50 @@ class Runs(StoredRuns):
     async def close(self, grace: float) -> None:
         """Start no further step, give running ones ``grace`` seconds, then leave the rest to a restart."""
         self._alarms.stop()
-        await self._drain.run(grace)
+        await self._leave(grace)
         await self._drain.wait_for_tasks()
+        self._dozes.stop()
 
     async def drain(self, grace: float) -> None:
         """Do the same, but wait for no step that will not end: the process may."""
         if self.log.active and not self.closing:
             self.log.info("worker.draining", worker=self.worker.id, runs=len(self.live))
+        await self._leave(grace)
+
+    async def _leave(self, grace: float) -> None:
+        self.closing = True
+        for execution in list(self.live.values()):
+            execution.rouse()  # what waits for a time that is near need not be waited for
         await self._drain.run(grace)
 
     def check_open(self) -> None:
         """Refuse what would begin a run here while this process leaves its runs.
 
-        A step may still start one: a refusal would be the step's failure, and a shutdown fails nothing.
+        A step or a machine's hook may still start one: a refusal would be its failure, and a shutdown fails nothing.
 
         Raises:
             RunError: it does.
         """
-        if self.closing and run_context.get() is None:
+        if self.closing and run_context.get() is None and machine_context.get() is None:
             raise RunError("this Flowlet is drained and begins no run; leave it and enter it again, or ask another one")
 
     # -------------------------------------------------------------- starting
     async def start(
-        self, definition: RunDefinition, inputs: tuple[Any, ...], id: str | None, deadline: float | None = None
+        self,
+        definition: RunDefinition,
+        inputs: tuple[Any, ...],
+        id: str | None,
+        deadline: float | None = None,
+        parent: str | None = None,
     ) -> Handle[Any]:
-        """Start a run in a task of flowlet's own, or find the one that has the id."""
+        """Start a run in a task of flowlet's own, or find the one that has the id; in an action, with its commit."""
+        box = outbox_of(self._store)
+        if box is not None:
+            return Handle(box.start(self, definition, inputs, id, deadline), self, definition)
         if self.closing:
             self.check_open()
         id = id if id is not None else self.derived_id(definition)
-        created = await self._create(definition, inputs, id, deadline=deadline)
+        created = await self._create(definition, inputs, id, deadline=deadline, parent=parent)
         if isinstance(created, str):
             return Handle(created, self, definition)
         execution, started, _ = created
@@ -178,7 +209,7 @@ class Runs(StoredRuns):
     def derived_id(self, definition: RunDefinition) -> str | None:
         """Return the id of a run that another run starts without naming it: the same on every replay."""
         scope = run_context.get()
-        return None if scope is None else scope.event_key("run", f"{definition.name}()")
+        return None if scope is None else fit_id(scope.event_key("run", f"{definition.name}()"))
 
     async def execute(
         self,
@@ -187,122 +218,67 @@ class Runs(StoredRuns):
         id: str | None,
         instance: Any = None,
         deadline: float | None = None,
+        parent: str | None = None,
+        *,
+        is_patient: bool = True,
     ) -> Any:
-        """Run a definition in the caller's task, or wait for the run that has the id."""
+        """Run a definition in the caller's task, or wait for the run that has the id.
+
+        Args:
+            parent: the run that is told of its end.
+            is_patient: wait also while it waits, or is executed elsewhere.
+
+        Raises:
+            StepWaits: it does, or is.
+        """
         if self.closing:
             self.check_open()
         created: Any
         if id is None and not self.durable:
             created = self._create_unseen(definition, inputs, instance, deadline)
         else:
-            created = await self._create(definition, inputs, id, instance, deadline)
+            created = await self._create(definition, inputs, id, instance, deadline, parent)
             if isinstance(created, str):
-                return await self.result(created, definition)
+                return await self.settled(created, definition, is_patient=is_patient)
         execution, started, given = created
         await execution.run_here(given, (started,))
         error, value = execution.error, execution.value
         if value is not None and error is None:
             return definition.starter.decode(value)
         if error is None or isinstance(error, (Conflict, LeaseLost)):  # it waits, or somebody else has it
-            return await self.result(execution.journal.id, definition)
+            return await self.settled(execution.journal.id, definition, is_patient=is_patient)
         try:
             raise error
         finally:  # what is raised holds this frame, which must not hold what holds it
             del execution, created, error
 
-    async def execute_child(
-        self,
-        definition: RunDefinition,
-        inputs: tuple[Any, ...],
-        id: str,
-        instance: Any = None,
-        deadline: float | None = None,
-    ) -> Any:
-        """Execute a run for a step of another; what only holds it up holds up that step, and fails nothing.
+    async def settled(self, id: str, definition: RunDefinition, *, is_patient: bool) -> Any:
+        """Return the result of a run, or raise its error.
 
         Raises:
-            Suspended: this process stops before the child has ended.
+            StepWaits: nobody executes it here and it has not ended, unless that is waited for.
         """
-        seen = -1
-        scope = run_context.get()
-        if scope is not None:
-            self._above[id] = scope.run().id
-        try:
-            while True:
-                try:
-                    return await self.execute(definition, inputs, id, instance, deadline)
-                except IdConflict:
-                    raise
-                except Exception as error:
-                    if not await self._is_open(id):
-                        raise
-                    if self.closing:
-                        raise Suspended from error
-                seen = await self._store.watch(seen, 1.0)
-        finally:
-            self._above.pop(id, None)
-
-    def order_from_above(self, id: str) -> Exception | None:
-        """Return what a run is about to be told, if one that waits for it here is being undone."""
-        above = self._above.get(id)
-        while above is not None:
-            execution = self.live.get(above)
-            if execution is not None and execution.is_told:
-                return cancelled(id)
-            above = self._above.get(above)
-        return None
-
-    async def halt(self, id: str) -> None:
-        """Have a child run undo what it has done, if it has not ended, and wait for its end.
-
-        Raises:
-            Suspended: this process stops before that.
-        """
-        execution, is_told, seen = self.live.get(id), False, -1
+        if is_patient:
+            return await self.result(id, definition)
+        execution = self.live.get(id)
         if execution is not None:
-            execution.tell(cancelled(id))  # at once: what was cut off with its parent is not to begin anew
-        while await self._is_open(id):
-            if self.closing:
-                raise Suspended
-            try:
-                if not is_told:
-                    await self.orders.cancel(id)
-                    is_told = True
-                seen = await self._store.watch(seen, 1.0)
-            except StoreUnavailable:
-                await self.pause(0.1)
-            except RunError:  # it has ended, or waits for its operator, and so does its parent
-                is_told = True
+            await execution.done.wait()
+            error, value, state = execution.error, execution.value, execution.state
+            del execution
+            if value is not None:
+                return definition.starter.decode(value)
+            if error is not None and state == "ended":
+                raise error
+        head = await self.head(id)
+        if head.closed is not None:
+            return await self.recorded_outcome(head, definition)
+        raise StepWaits(id)
 
-    async def _is_open(self, id: str) -> bool:
-        """Tell whether a run exists and has not ended, as far as can be told."""
-        try:
-            stored = await self._store.load(id, limit=0)
-        except StoreUnavailable:
-            return True
-        return stored is not None and stored.head.closed is None
+    def _make_execution(self, definition: RunDefinition, journal: Journal, instance: Any = None) -> Execution:
+        return Execution(self, definition, journal, instance)
 
-    def _create_unseen(
-        self, definition: RunDefinition, inputs: tuple[Any, ...], instance: Any, deadline: float | None
-    ) -> tuple[Execution, Started, tuple[Any, ...]]:
-        """Create a run whose first append may wait until somebody can see it: new id, no process to survive."""
-        id = self._ids.next()
-        data, given = exchange_call(definition.starter, inputs)
-        started = self._started(id, definition, data, deadline)
-        journal = self._new_journal(id, definition, started)
-        return self._begin(Execution(self, definition, journal, instance), started), started, given
-
-    def _begin(self, execution: Execution, started: Started) -> Execution:
-        """Take note of a run that is executed here from its start."""
-        id = execution.journal.id
-        self.live[id] = execution
-        if self.log.active:
-            self.log.info("run.started", run_id=id, definition=started.definition)
-        if started.deadline is not None:
-            self._keep_to(execution, started)
-        return execution
-
-    def _keep_to(self, execution: Execution, started: Started) -> None:
+    # -------------------------------------------------------------- deadlines
+    def _keep_to(self, execution: Ending, started: Started) -> None:
         """Tell a run to unwind at its deadline."""
         if started.deadline is None:
             return
@@ -312,7 +288,7 @@ class Runs(StoredRuns):
         else:
             self._alarms.set(execution.journal.id, started.deadline)
 
-    def limit(self, execution: Execution) -> None:
+    def limit(self, execution: Ending) -> None:
         """Tell a run to unwind when this process has spent as much time on it as its definition allows."""
         definition = execution.definition
         seconds = definition.timeout
@@ -322,78 +298,13 @@ class Runs(StoredRuns):
             execution.spent = self.now() + seconds
             self._alarms.set_sooner(execution.journal.id, execution.spent)
 
-    def _new_journal(self, id: str, definition: RunDefinition, started: Started) -> Journal:
-        """Make the journal of a run that is yet to be created, with its first record."""
-        create = self._creations.get(definition)
-        if create is None:
-            new = New("run", definition.name, definition.version)
-            create = self._creations[definition] = Write(
-                id="", expect=0, create=new, status="running", wake=0.0, owner=self.worker.id
-            )
-        journal = Journal(self._store, id, 0, 1, create)
-        record = pack(started)
-        if self.max_payload is not None:
-            check_size(record, self.max_payload, f"the input of run {id!r}")
-        journal.pending.append(record)
-        return journal
-
-    def _started(self, id: str, definition: RunDefinition, data: bytes, deadline: float | None) -> Started:
-        """Make the first record of a run."""
-        now = self.now()
-        if deadline is None and definition.deadline is None:
-            return Started(definition.name, definition.version, data, now)
-        if deadline is None:
-            deadline = now + (definition.deadline or 0.0)
-        return Started(definition.name, definition.version, data, now, deadline=deadline)
-
-    async def _create(
-        self,
-        definition: RunDefinition,
-        inputs: tuple[Any, ...],
-        id: str | None,
-        instance: Any = None,
-        deadline: float | None = None,
-    ) -> tuple[Execution, Started, tuple[Any, ...]] | str:
-        starter = definition.starter
-        data, given = starter.exchange_input(inputs)
-        run_id = self._ids.next() if id is None else check_id(id)
-        if run_id in self.live:
-            await self._check_same(run_id, definition, data)
-            return run_id
-        started = self._started(run_id, definition, data, deadline)
-        journal = self._new_journal(run_id, definition, started)
-        try:
-            await journal.commit()
-        except Suspended:
-            pass
-        except BaseException:
-            self._orphans.add(run_id)  # cancelled: it may have been stored, and then it is ours to run
-            raise
-        if isinstance(journal.trouble, Conflict):
-            await self._check_same(run_id, definition, data)
-            return run_id
-        if journal.trouble is not None:
-            self._orphans.add(run_id)
-            raise journal.trouble
-        return self._begin(Execution(self, definition, journal, instance), started), started, given
-
-    async def _check_same(self, id: str, definition: RunDefinition, data: bytes) -> None:
-        stored = await self.load(id, limit=1)
-        if stored.head.kind != "run" or stored.head.definition != definition.name:
-            raise IdConflict(
-                f"id {id!r} belongs to a {stored.head.kind} of {stored.head.definition!r}, not of {definition.name!r}; "
-                "use another id"
-            )
-        first = self.decode(id, 1, stored.records[0])
-        if not isinstance(first, Started) or first.input != data:
-            raise IdConflict(f"run {id!r} was started with another input; use another id, or the same input")
-
     # -------------------------------------------------------------- taking up
     async def _adopt(self, heads: Sequence[Head]) -> None:
         for head in heads:
-            if head.kind == "machine" and self.adopt_machine is not None:
-                self.adopt_machine(head)
             if head.kind != "run":
+                adopt = self.adopters.get(head.kind)
+                if adopt is not None:
+                    adopt(head)
                 continue
             before = self.live.get(head.id)
             if before is not None:
@@ -428,9 +339,24 @@ class Runs(StoredRuns):
         await self._set_clock()
         for id in self._orphans - self.live.keys():
             stored = await self._store.load(id, limit=1)
+            if stored is None and id not in self._missed:
+                self._missed.add(id)  # an append that was cut off may still be on its way: it is looked for once more
+                continue
             self._orphans.discard(id)
+            self._missed.discard(id)
             if stored is not None and stored.head.owner == self.worker.id and stored.head.closed is None:
                 await self._adopt((stored.head,))
+        if self.worker.has_lost:
+            await self._find_lost()
+
+    async def _find_lost(self) -> None:
+        """Take up what this process has claimed without having been told so: the store's answer was lost."""
+        after = 0
+        while heads := await self._store.scan(kind="run", wake_before=self.now() + 1, after=after):
+            after = heads[-1].order
+            # What was created here, and is not executed yet, was never claimed.
+            await self._adopt([h for h in heads if h.owner == self.worker.id and h.claims and h.id not in self.live])
+        self.worker.has_lost = False
 
     def _spawn_run(self, execution: Execution, records: Sequence[RunRecord]) -> None:
         async def main() -> None:
@@ -444,7 +370,7 @@ class Runs(StoredRuns):
 
         self.spawn(main, execution)
 
-    def spawn(self, main: Callable[[], Awaitable[None]], execution: Execution) -> Task:
+    def spawn(self, main: Callable[[], Awaitable[None]], execution: Ending) -> Task:
         """Start a task of flowlet's own for an execution."""
 
         def over(task: Task) -> None:
@@ -456,7 +382,7 @@ class Runs(StoredRuns):
         self.tasks.add(task)
         return task
 
-    async def reload(self, execution: Execution) -> Sequence[RunRecord] | None:
+    async def reload(self, execution: Ending) -> Sequence[RunRecord] | None:
         """Read a run's journal; None when there is nothing more to do with it here."""
         journal = execution.journal
         stored = await self.load(journal.id)
@@ -471,6 +397,8 @@ class Runs(StoredRuns):
         journal.trouble = None
         is_ordered = self._see(execution, stored)
         records = [self.decode(journal.id, n, r) for n, r in enumerate(stored.records, 1)]
+        if stored.head.status == "waiting":
+            journal.status = "running"
         if stored.head.status in STUCK and not is_ordered:
             await execution.put_back(cast("StuckStatus", stored.head.status), records[-1])
             return None
@@ -479,11 +407,11 @@ class Runs(StoredRuns):
             self._keep_to(execution, started)
         return records
 
-    async def look(self, execution: Execution) -> None:
+    async def look(self, execution: Ending) -> None:
         """See what signals have come in for a run, and tell it."""
         self._see(execution, await self.load(execution.journal.id, limit=0))
 
-    def _see(self, execution: Execution, stored: Stored) -> bool:
+    def _see(self, execution: Ending, stored: Stored) -> bool:
         """Tell a run of the orders among its signals; return whether there are any."""
         execution.journal.inbox = stored.head.inbox
         execution.journal.marked = stored.head.state == ORDERED
@@ -516,9 +444,63 @@ class Runs(StoredRuns):
     def _alarms_broke(self, error: BaseException) -> None:
         self.log.error("worker.broken", worker=self.worker.id, error=repr(error))
 
-    def new_id(self) -> str:
-        """Return an id that nobody has used."""
-        return self._ids.next()
+    def _rouse(self, id: str) -> None:
+        execution = self.live.get(id)
+        if execution is not None:
+            execution.rouse()
+
+    def has_under(self, key: str) -> bool:
+        """Tell whether what a step calls, or a body, may have runs under way that are to end with it."""
+        return self.children.has_under(key)
+
+    async def halt_under(self, key: str, recorded: Collection[str] = ()) -> None:
+        """Cancel these runs and wait until they have ended."""
+        await self.children.halt_under(key, recorded)
+
+    async def look_at(self, id: str) -> None:
+        """See what signals have come in for a run that is executed here, and tell it."""
+        execution = self.live.get(id)
+        if execution is not None:
+            await self.look(execution)
+
+    def is_awaited(self, id: str) -> bool:
+        """Tell whether somebody waits for a run in this process, and needs not be told of its end."""
+        return self.children.is_awaited(id)
+
+    def order_from_above(self, id: str) -> Exception | None:
+        """Return what a run is about to be told, if one that waits for it here is being undone."""
+        return self.children.order_from_above(id)
+
+    def expect(self, at: float) -> None:
+        """See to it that a run is taken up which falls due at a time."""
+        self.worker.expect(at)
+
+    def rouse_at(self, id: str, at: float) -> None:
+        """Have a run look again at a time, which it waits for here."""
+        self._dozes.set(id, at)
+
+    def tell_parent(self, id: str) -> None:
+        """See to it that a run soon hears that a child of it has ended."""
+
+        async def main() -> None:
+            try:
+                execution = self.live.get(id)
+                if execution is None:
+                    await self.take_up(id)
+                else:
+                    await self.look(execution)
+            except StoreError as error:  # whoever looks for work finds it
+                self.log.warning("store.unavailable", error=str(error))
+
+        if not self.closing:
+            self.tasks.add(spawn(main, self._alarms_broke, self.tasks.discard))
+
+    def _room(self) -> int:
+        """Return how many more runs may be claimed now."""
+        left = _MOST_LIVE - len(self.live)
+        if left > 0:
+            return min(left, _BATCH)
+        return _BATCH if time.perf_counter() - self._last_end > _STALLED else 0
 
     async def take_up(self, id: str) -> None:
         """Execute a run here, unless somebody has it already."""
@@ -537,10 +519,15 @@ class Runs(StoredRuns):
             await execution.show()
         return await super().load(id, after=after, limit=limit)
 
-    def finished(self, execution: Execution) -> None:
+    def finished(self, execution: Ending) -> None:
         """Forget an execution; one that trouble with the store has stopped is taken up later, if it is still ours."""
+        if len(self.live) >= _MOST_LIVE:
+            self._last_end = time.perf_counter()
+            if len(self.live) == _MOST_LIVE:
+                self.worker.nudge()
         self.live.pop(execution.journal.id, None)
         self._alarms.drop(execution.journal.id)
+        self._dozes.drop(execution.journal.id)
         if self.closing and execution.state == "left":
             self._drain.note_left(execution.journal.id)
         if execution.state == "left" and isinstance(execution.error, _PASSING):
@@ -567,7 +554,7 @@ class Runs(StoredRuns):
                 return await self.recorded_outcome(head, definition or self.definition_of(head))
             if self.closing:
                 raise self._left(id)
-            if head.owner is not None or self.definition_of(head) is not None:
+            if head.owner is not None or head.status == "waiting" or self.definition_of(head) is not None:
                 nobodys_since = None
             elif nobodys_since is None:
                 nobodys_since = time.perf_counter()

@@ -7,7 +7,7 @@ decides about another attempt; this module waits. It knows one step at a time an
 from __future__ import annotations
 
 import contextvars
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Collection, Coroutine, Mapping, Sequence
 from time import perf_counter
 from typing import Any, Protocol, cast
 
@@ -16,7 +16,7 @@ import msgspec
 
 from flowlet.core.codec import pack
 from flowlet.core.current import run_context
-from flowlet.core.engine import Decided, StepCall, Suspended
+from flowlet.core.engine import Decided, StepCall, StepWaits, Suspended
 from flowlet.core.failures import Failure, describe_failure
 from flowlet.core.run import Run
 from flowlet.core.run_records import AttemptErred
@@ -26,6 +26,9 @@ from flowlet.errors import ConfigError, EncodeError, LeaseLost, RunError, StepTi
 from flowlet.runtime.journal import Journal, Perform
 from flowlet.runtime.logs import Log
 from flowlet.runtime.tasks import call_in_thread
+
+_LONG = 5.0
+"""A pause before another attempt that is longer than so many seconds is waited for by nobody: the run is set aside."""
 
 
 class Saver(Protocol):
@@ -68,6 +71,26 @@ class Host(Protocol):
     max_payload: int | None
     provide: Provide
 
+    def now(self) -> float:
+        """Return the time of the store's clock."""
+        ...
+
+    def rouse_at(self, id: str, at: float) -> None:
+        """Have a run look again at a time, which it waits for here."""
+        ...
+
+    def has_under(self, key: str) -> bool:
+        """Tell whether what a step calls, or a body, may have runs under way that are to end with it."""
+        ...
+
+    async def halt_under(self, key: str, recorded: Collection[str] = ()) -> None:
+        """Cancel these runs, and those that are on record, and wait until they have ended."""
+        ...
+
+    async def look_at(self, id: str) -> None:
+        """See what signals have come in for a run that is executed here, and tell it."""
+        ...
+
     async def pause(self, seconds: float) -> None:
         """Wait between two attempts, but not once the process wants to stop."""
         ...
@@ -84,13 +107,15 @@ class StepRunner(msgspec.Struct, eq=False):
     """Executes the steps of one run.
 
     Attributes:
-        now: the time of the last record.
+        now: the time of the last record that says how something ended: what the run sees as the time.
+        last: the time of the last record of all; none is older than the one before it.
     """
 
     _journal: Journal
     _host: Host
     _definition: str
     now: float
+    last: float
     _failure: tuple[Exception, Failure] | None = None
     stopping: bool = False
 
@@ -173,7 +198,10 @@ class StepRunner(msgspec.Struct, eq=False):
         """Go on where the recorded attempts ended: the next number, after the rest of the drawn delay."""
         first, last = past[0], past[-1]
         call.doubtful |= any(_timed_out(a) for a in past)
-        await self._host.pause(last.at + last.delay - self.tick())
+        left = last.at + last.delay - self._host.now()
+        if left > _LONG:
+            raise StepWaits(due=last.at + last.delay)
+        await self._host.pause(left)
         self.check_leave()
         return last.attempt + 1, first.at - first.seconds - self._host.epoch
 
@@ -248,14 +276,22 @@ class StepRunner(msgspec.Struct, eq=False):
             if isinstance(error, StepTimeout):
                 call.doubtful = True
             if delay is None:
+                if self._host.has_under(call.idempotency_key):
+                    await self._host.halt_under(call.idempotency_key)
                 self.record_error(start, call, ended - attempt_began, error, records)
                 try:
                     raise error
                 finally:
                     del error  # this frame, which the error holds now, must not hold the error
             failure = fit(describe_failure(error), self._host.max_payload, len(call.key))
-            await saver.persist(self._pack("a", start, call, ended - attempt_began, delay, failure))
+            seconds = ended - attempt_began
+            record = self._pack("a", start, call, seconds, delay, failure)
+            at = self.last
+            await saver.persist(record)
             self._log_retry(call, delay, error)
+            if delay > _LONG:
+                failed = AttemptErred(start, call.key, digest(call.input), call.attempt, at, seconds, delay, failure)
+                raise StepWaits(due=at + delay, failed=failed) from error
             await self._host.pause(delay)
             self.check_leave()
             call.begin(call.attempt + 1)
@@ -323,9 +359,9 @@ class StepRunner(msgspec.Struct, eq=False):
             ended, host = perf_counter(), self._host
             if at is None:
                 at = host.epoch + ended
-                if at < self.now:  # written by a process that reads the store's clock a little later
-                    at = self.now
-                self.now = at
+                if at < self.last:  # written by a process that reads the store's clock a little later
+                    at = self.last
+                self.now = self.last = at
             seen = data = call.input
             if len(data) > 32:
                 seen = digest(data)
@@ -359,12 +395,17 @@ class StepRunner(msgspec.Struct, eq=False):
             self._failure = (error, fit(failure, self._host.max_payload, len(step)))
         return self._failure[1]
 
+    def remember(self, error: Exception, failure: Failure) -> None:
+        """Describe an error, which was rebuilt from its record, as that does."""
+        self._failure = (error, failure)
+
     def forget(self) -> None:
         """Let go of the last failure, whose traceback holds this object."""
         self._failure = None
 
     def _pack(self, tag: str, start: int, call: StepCall, *rest: Any) -> bytes:
-        return pack((tag, start, call.key, digest(call.input), call.attempt, self.tick(), *rest))
+        at = self.tick() if tag == "e" else self.mark()
+        return pack((tag, start, call.key, digest(call.input), call.attempt, at, *rest))
 
     def pack_stopped(self, start: int, call: StepCall, begun: bool, at: float) -> bytes:
         """Return the record of a step that was cancelled."""
@@ -376,10 +417,15 @@ class StepRunner(msgspec.Struct, eq=False):
 
     def tick(self) -> float:
         """Read the store's clock for a record, which is never older than the one before it."""
-        now = self._host.epoch + perf_counter()
-        if now > self.now:
-            self.now = now
+        self.now = self.mark()
         return self.now
+
+    def mark(self) -> float:
+        """Do the same for a record that no interpreter sees: for the run, time does not go on with it."""
+        now = self._host.now()
+        if now > self.last:
+            self.last = now
+        return self.last
 
 
 class Transaction:

@@ -11,15 +11,19 @@ from typing import Any, TypeAlias
 from flowlet.core.bulk import BulkReport
 from flowlet.core.bulk_records import BULK, sums_codec
 from flowlet.core.definitions import RunDefinition
-from flowlet.core.run_records import Attention, Ended, Parked, RunRecord, run_record_codec
+from flowlet.core.run_records import Attention, Ended, Parked, Published, RunRecord, run_record_codec
 from flowlet.errors import DecodeError, FlowletError, RunNotFound, RunParked
 from flowlet.runtime.orders import STUCK
+from flowlet.runtime.outbox import refuse_queued
 from flowlet.runtime.outcomes import asked_error, ended_error
 from flowlet.store import Head, Store, Stored
 
 Find: TypeAlias = Callable[[str, str], RunDefinition | None]
 
 _PAGE = 500
+
+_FEW = 50
+"""Records that are read at once where the last ones are looked through."""
 
 _LOOK_AGAIN = 1.0
 """Seconds after which a run is looked at although the store says nothing."""
@@ -57,6 +61,19 @@ class StoredRuns:
                 yield after, self.decode(id, after, data)
             if after >= stored.head.version:
                 return
+
+    async def published(self, id: str, key: str) -> bytes | None:
+        """Return what a run has published last under a key; read from the end, where it is likely to be."""
+        upto = (await self.head(id)).version
+        while upto:
+            after = max(0, upto - _FEW)
+            stored = await self.load(id, after=after, limit=upto - after)
+            for number in range(len(stored.records), 0, -1):
+                record = self.decode(id, after + number, stored.records[number - 1])
+                if isinstance(record, Published) and record.key == key:
+                    return record.value
+            upto = after
+        return None
 
     async def follow(self, id: str) -> AsyncIterator[tuple[int, RunRecord]]:
         """Yield a run's records with their numbers as they are stored, until it has ended."""
@@ -124,10 +141,12 @@ class StoredRuns:
 
         Raises:
             RunNotFound: there is none.
+            RunError: there will be one, when a transition is committed.
             DecodeError: some of its records are missing.
         """
         stored = await self._store.load(id, after=after, limit=limit)
         if stored is None:
+            refuse_queued(id, self._store)
             raise RunNotFound(f"there is no run {id!r} in this store; look at the id and the store's URL")
         if limit is None and len(stored.records) != stored.head.version - after:
             raise DecodeError(

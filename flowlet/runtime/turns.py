@@ -60,12 +60,17 @@ class Turn(msgspec.Struct, eq=False):
         raised: events raised by the callbacks.
         delayed: the same with the seconds that they are to be handled after.
         waiters: those who come next.
+        outbox: where what its callbacks start and send is queued; None while that acts at once. See
+            `flowlet.runtime.outbox`.
+        scope: what they are part of: a run, a step, or an event of a run; None for none of them.
     """
 
     outer: Turn | None = None
     raised: deque[Raised] | None = None
     delayed: list[tuple[float, Raised]] | None = None
     waiters: deque[Waiter] | None = None
+    outbox: Any = None
+    scope: object = None
 
     def queue(self, event: str) -> None:
         """Raise an event that nobody gives arguments to."""

@@ -13,11 +13,11 @@ from time import perf_counter
 
 import anyio
 
-from flowlet.errors import LeaseLost, StoreError
+from flowlet.errors import LeaseLost, StoreError, StoreUnavailable
 from flowlet.runtime.logs import Log
 from flowlet.runtime.presence import Presence, new_worker_id
 from flowlet.runtime.tasks import Latch, Task, spawn
-from flowlet.store import Head, Store
+from flowlet.store import Claims, Head, Store
 
 _LEAST_PAUSE = 0.05
 """Seconds between two looks for work, however much the store changes."""
@@ -47,9 +47,11 @@ class Worker:
         recovered: called after each heartbeat that worked.
         renewed: told the local time, of ``perf_counter``, up to which the leases surely hold.
         lapsed: called before that when the lease had run out, so that others may have taken what was held.
+        room: returns how many more runs may be taken up now.
 
     Attributes:
         id: the worker's identity in the store.
+        has_lost: there was no answer to a claim, so that it may own what it was not told of.
     """
 
     def __init__(
@@ -64,6 +66,7 @@ class Worker:
         recovered: Callable[[], Awaitable[None]],
         renewed: Callable[[float], None],
         lapsed: Callable[[], Awaitable[None]],
+        room: Callable[[], int],
     ) -> None:
         self._store = store
         self._lease = lease
@@ -75,6 +78,11 @@ class Worker:
         self._recovered = recovered
         self._renewed = renewed
         self._lapsed = lapsed
+        self._room = room
+        self._next_beat = 0.0
+        self._watching: anyio.CancelScope | None = None
+        self.has_lost = False
+        self._is_nudged = False
         self._deadline = float("inf")
         self._peers: Sequence[str] = ()
         self.id = new_worker_id(name)
@@ -144,19 +152,29 @@ class Worker:
             self._presence.forget(peer)  # not before: if this process dies now, the next one has to see it as well
         return bool(dead)
 
-    async def _look(self) -> None:
+    async def _look(self) -> bool:
+        """Take up what is due; tell whether there was something."""
         if self._leaving:
-            return
+            return False
+        claims = Claims()
         self._claiming = claiming = Latch()
         try:
-            claims = await self._store.claim(self.id, definitions=self._definitions())
-            self._wake = claims.wake
-            if claims.heads:
-                await self._take_up(claims.heads)
+            room = self._room()
+            if room:
+                try:
+                    claims = await self._store.claim(self.id, definitions=self._definitions(), limit=room)
+                except StoreUnavailable:
+                    self.has_lost = True
+                    raise
+                self._wake = claims.wake
+                if claims.heads:
+                    await self._take_up(claims.heads)
+                self._is_nudged |= len(claims.heads) == room  # there may be more of them
             await self._find_orders()
         finally:
             self._claiming = None
             claiming.set()
+        return bool(claims.heads)
 
     async def _take_up(self, heads: Sequence[Head]) -> None:
         if self._leaving:  # meanwhile
@@ -167,26 +185,56 @@ class Worker:
     async def _main(self) -> None:
         seen = -1
         pause = self._lease / 24  # short at first: a heartbeat is also how peers that start together meet
-        next_beat = perf_counter() + pause
+        self._next_beat = perf_counter() + pause
+        is_time = False
         while True:
             try:
-                if perf_counter() >= next_beat:
+                if perf_counter() >= self._next_beat:
                     pause = min(2 * pause, self._lease / 3)
-                    next_beat = perf_counter() + pause
+                    self._next_beat = perf_counter() + pause
                     await self.beat()
                     await self._recovered()
-                await self._look()
-                seen = await self._watch(seen, next_beat)
+                self._is_nudged = False
+                found = await self._look()
+                if not self._is_nudged:
+                    before = seen
+                    with anyio.CancelScope() as self._watching:
+                        seen = await self._watch(seen)
+                    self._watching = None
+                    if seen == before and (found or not is_time):  # it is time for something, and that was no surprise
+                        is_time = True
+                        continue
+                is_time = False
             except LeaseLost:
-                next_beat = 0.0  # the lease ran out while this process slept: say again that it lives
+                self._next_beat = 0.0  # the lease ran out while this process slept: say again that it lives
             except StoreError as error:  # down, or refusing: in either case this process goes on trying
                 self._log.warning("store.unavailable", error=str(error))
                 await anyio.sleep(min(1.0, self._lease / 10))
-            await anyio.sleep(_LEAST_PAUSE)
+            with anyio.CancelScope() as self._watching:  # a nudge ends the pause
+                await anyio.sleep(_LEAST_PAUSE if not self._is_nudged else 0.0)
+            self._watching = None
 
-    async def _watch(self, seen: int, next_beat: float) -> int:
+    def expect(self, at: float) -> None:
+        """Look for work at a time of the store's clock, at the latest: something falls due then."""
+        if self._wake is None or at < self._wake:
+            self._wake = at
+            self.nudge()
+
+    def nudge(self, *, beat: bool = False) -> None:
+        """Look for work soon.
+
+        Args:
+            beat: say before that this worker lives.
+        """
+        self._is_nudged = True
+        if beat:
+            self._next_beat = 0.0
+        if self._watching is not None:
+            self._watching.cancel()
+
+    async def _watch(self, seen: int) -> int:
         """Wait for a change in the store, the death of a peer, or something that falls due."""
-        latest = perf_counter() + await self._patience(next_beat)
+        latest = perf_counter() + await self._patience()
         while True:
             left = max(0.0, latest - perf_counter())
             brief = min(left, _PEERS_EVERY) if self._peers else left
@@ -194,9 +242,9 @@ class Worker:
             if count != seen or brief == left or await self._release_dead():
                 return count
 
-    async def _patience(self, next_beat: float) -> float:
+    async def _patience(self) -> float:
         """Return the seconds until the next heartbeat, or until something may be due before it."""
-        left = max(0.0, next_beat - perf_counter())
+        left = max(0.0, self._next_beat - perf_counter())
         if any(not self._presence.sees(peer) for peer in self._peers):  # only its lease tells when it has died
             left = min(left, self._lease * _LOOKED_FOR)
         if self._wake is None:

@@ -68,6 +68,11 @@ class BasicStore(ABC):
         self._clock = clock
         self._bell = Bell()
 
+    @property
+    def clock(self) -> Callable[[], float] | None:
+        """The clock it was given, if time does not pass by itself in it."""
+        return None if self._clock is time.time else self._clock
+
     # What a store of one's own defines ------------------------------------------------------------
     @abstractmethod
     async def append(self, writes: Sequence[Write], *, work: Work | None = None) -> None:

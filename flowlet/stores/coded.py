@@ -102,6 +102,12 @@ class CodedStore:
             ) from error
 
     # What does not --------------------------------------------------------------------------------
+    @property
+    def clock(self) -> Callable[[], float] | None:
+        """The clock that the other store was given, if time does not pass by itself in it."""
+        found: Callable[[], float] | None = getattr(self.inner, "clock", None)
+        return found
+
     async def scan(
         self,
         *,

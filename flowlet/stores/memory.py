@@ -10,6 +10,7 @@ from __future__ import annotations
 import heapq
 import time
 from collections.abc import Callable, Iterable, Sequence
+from typing import TypeAlias
 
 import anyio.lowlevel
 
@@ -18,6 +19,12 @@ from flowlet.stores.bell import Bell
 from flowlet.stores.refusal import malformed, refusal, worker_unknown, written
 
 __all__ = ["MemoryStore"]
+
+_Kind: TypeAlias = tuple[str, str, str]
+"""Kind, definition and version: what a worker says that it can run."""
+
+_FEW = 1000
+"""So many entries that are no longer so may be kept beside those that are."""
 
 _SCAN_STRIDE = 10_000
 """Entities that `MemoryStore.scan` looks at before it lets others run: about two milliseconds."""
@@ -123,11 +130,17 @@ class MemoryStore:
         self._by_order: dict[int, _Entity] = {}
         self._last_order = 0
         # What a claim, a release and a prune look for, so that none of them reads everything.
-        self._wakeful: dict[str, _Entity] = {}
+        self._waiting: dict[_Kind, list[tuple[float, int, str]]] = {}  # heaps of what nobody owns, by wake and order
+        self._pushes = 0
         self._owned: dict[str, dict[str, _Entity]] = {}
         self._ended: list[tuple[float, int, str]] = []  # a heap, oldest first
         self._workers: dict[str, float] = {}
         self._bell = Bell()
+
+    @property
+    def clock(self) -> Callable[[], float] | None:
+        """The clock it was given, if time does not pass by itself in it."""
+        return None if self._clock is time.time else self._clock
 
     # Writing ------------------------------------------------------------------------------------
     async def append(self, writes: Sequence[Write], *, work: Work | None = None) -> None:
@@ -198,7 +211,9 @@ class MemoryStore:
             return
         entity.owner = owner
         entity.fence += 1
-        if owner is not None:
+        if owner is None:
+            self._wait_for(entity)
+        else:
             self._owned.setdefault(owner, {})[entity.id] = entity
 
     def _schedule(self, write: Write, entity: _Entity, now: float) -> None:
@@ -214,15 +229,34 @@ class MemoryStore:
             heapq.heappush(self._ended, (now, entity.order, entity.id))
         if entity.closed is not None:
             entity.wake = None
-        self._index_wake(entity)
+        self._wait_for(entity)
         if arrived or ends or (entity.wake is not None and entity.owner is None):
             self._bell.ring()
 
-    def _index_wake(self, entity: _Entity) -> None:
-        if entity.wake is None:
-            self._wakeful.pop(entity.id, None)
-        else:
-            self._wakeful[entity.id] = entity
+    def _wait_for(self, entity: _Entity) -> None:
+        """Let claims find an entity; what they find that is no longer so, they drop."""
+        if entity.wake is None or entity.owner is not None:
+            return
+        self._pushes += 1
+        if self._pushes > 2 * len(self._entities) + _FEW:
+            self._rebuild()
+        new = entity.new
+        heap = self._waiting.setdefault((new.kind, new.definition, new.definition_version), [])
+        heapq.heappush(heap, (entity.wake, entity.order, entity.id))
+
+    def _rebuild(self) -> None:
+        self._pushes = len(self._entities)
+        for heap in self._waiting.values():
+            heap[:] = {entry for entry in heap if self._find(entry) is not None}
+            heapq.heapify(heap)
+
+    def _find(self, entry: tuple[float, int, str]) -> _Entity | None:
+        """Return the entity that is found under an entry, if that still says how it is."""
+        wake, order, id = entry
+        entity = self._entities.get(id)
+        if entity is None or entity.order != order or entity.wake != wake or entity.owner is not None:
+            return None
+        return entity
 
     # Reading ------------------------------------------------------------------------------------
     async def load(self, id: str, /, *, after: int = 0, limit: int | None = None) -> Stored | None:
@@ -282,24 +316,53 @@ class MemoryStore:
         now = self._clock()
         if self._workers.get(worker, now) <= now:
             raise worker_unknown(worker)
-        free = [entity for entity in self._candidates(definitions, ids) if self._is_free(entity, now)]
+        if ids:
+            named = [entity for id in dict.fromkeys(ids) if (entity := self._entities.get(id)) is not None]
+            free, wanted = [entity for entity in named if self._is_free(entity, now)], frozenset[_Kind]()
+        else:
+            wanted = frozenset(definitions)
+            free = self._due(wanted, now, limit)
         free.sort(key=_urgency)
-        due = free if ids else [entity for entity in free if entity.wake is not None and entity.wake <= now]
-        taken, left = due[:limit], free[min(limit, len(due)) :]
-        for entity in taken:
+        for entity in free[:limit]:
             self._own(entity, worker)
             entity.claims += 1
-        return Claims(heads=[entity.head() for entity in taken], wake=left[0].wake if left and not ids else None)
+        for entity in free[limit:]:
+            if not ids:
+                self._wait_for(entity)
+        return Claims(heads=[entity.head() for entity in free[:limit]], wake=self._next_wake(wanted, now))
 
-    def _candidates(self, definitions: Sequence[tuple[str, str, str]], ids: Sequence[str]) -> Iterable[_Entity]:
-        if ids:
-            return [entity for id in dict.fromkeys(ids) if (entity := self._entities.get(id)) is not None]
-        wanted = set(definitions)
+    def _due(self, wanted: frozenset[_Kind], now: float, limit: int) -> list[_Entity]:
+        """Return what is due: what the dead own, and of each definition up to ``limit`` that nobody owns."""
+        due = [entity for entity in self._left(wanted, now) if entity.wake is not None and entity.wake <= now]
+        for kind in wanted:
+            heap, found = self._waiting.get(kind, []), dict[int, _Entity]()
+            while heap and heap[0][0] <= now and len(found) < limit:
+                entity = self._find(heapq.heappop(heap))
+                if entity is not None:
+                    found[entity.order] = entity
+            due += found.values()
+        return due
+
+    def _left(self, wanted: frozenset[_Kind], now: float) -> list[_Entity]:
+        """Return what workers own that are not alive."""
         return [
             entity
-            for entity in self._wakeful.values()
+            for owner, owned in self._owned.items()
+            if self._workers.get(owner, now) <= now
+            for entity in owned.values()
             if (entity.new.kind, entity.new.definition, entity.new.definition_version) in wanted
+            and entity.closed is None
         ]
+
+    def _next_wake(self, wanted: frozenset[_Kind], now: float) -> float | None:
+        """Return when the next of these is due that has not been taken."""
+        wakes = [entity.wake for entity in self._left(wanted, now) if entity.wake is not None]
+        for kind in wanted:
+            heap = self._waiting.get(kind, [])
+            while heap and self._find(heap[0]) is None:
+                heapq.heappop(heap)
+            wakes += [heap[0][0]] if heap else []
+        return min(wakes, default=None)
 
     def _is_free(self, entity: _Entity, now: float) -> bool:
         owner = entity.owner

@@ -86,6 +86,11 @@ class RedisStore:
     def __repr__(self) -> str:
         return f"RedisStore({self._place.name!r}, prefix={self._place.prefix!r})"
 
+    @property
+    def clock(self) -> Callable[[], float] | None:
+        """The clock it was given, if time does not pass by itself in it."""
+        return self._clock
+
     # Writing ------------------------------------------------------------------------------------
     async def append(self, writes: Sequence[Write], *, work: Work | None = None) -> None:
         """Store all writes or none of them; see `flowlet.store.Store.append`."""

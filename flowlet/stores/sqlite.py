@@ -87,6 +87,11 @@ class SQLiteStore:
         self._readers: Readers | None = None
         self._turn: Turn | None = None
 
+    @property
+    def clock(self) -> Callable[[], float] | None:
+        """The clock it was given, if time does not pass by itself in it."""
+        return None if self._clock is time.time else self._clock
+
     # Writing ------------------------------------------------------------------------------------
     async def append(self, writes: Sequence[Write], *, work: Work | None = None) -> None:
         """Store all writes or none of them; see `flowlet.store.Store.append`."""

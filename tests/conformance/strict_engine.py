@@ -23,6 +23,7 @@ from flowlet.core.failures import Failure, describe_failure, rebuild_failure
 from flowlet.core.registry import definition_of
 from flowlet.core.run import Run
 from flowlet.core.run_records import Resolved
+from flowlet.errors import SignalTimeout
 from flowlet.runtime.retrying import next_delay
 from flowlet.runtime.tasks import current_task_function
 
@@ -58,14 +59,15 @@ class StrictJournal:
 
 
 class StrictPending(Pending):
-    """A step that was started, or a wait for a signal, which has a topic and no call."""
+    """A step that was started, or a wait, which has no call: for a signal of a topic, for a time, or for both."""
 
-    __slots__ = ("call", "ended", "stopping", "topic")
+    __slots__ = ("call", "ended", "is_timed", "stopping", "topic")
 
-    def __init__(self, start: int, key: str, call: StepCall | None, topic: str = "") -> None:
+    def __init__(self, start: int, key: str, call: StepCall | None, topic: str = "", *, is_timed: bool = False) -> None:
         super().__init__(key, start)
         self.call = call
         self.topic = topic
+        self.is_timed = is_timed
         self.ended = False
         self.stopping = False
 
@@ -98,12 +100,25 @@ class StrictEngine:
         self._start("step", call.key, call.definition.name, call.input)
         return StrictPending(self._position, call.key, call)
 
-    def signal(self, key: str, topic: str, /) -> StrictPending:
+    def signal(self, key: str, topic: str, /, *, timeout: float | None = None) -> StrictPending:
+        self._begin_wait("signal", key, topic, timeout)
+        return StrictPending(self._position, key, None, topic, is_timed=timeout is not None)
+
+    def timer(self, key: str, /, *, delay: float | None = None, at: float | None = None) -> StrictPending:
+        if (delay is None) is (at is None):
+            raise NotTheSame(f"timer {key!r} needs either a delay or a time")
+        self._begin_wait("timer", key, delay, at)
+        return StrictPending(self._position, key, None, is_timed=True)
+
+    def _begin_wait(self, kind: str, key: str, *what: Any) -> None:
         if key in self._keys:
             raise NotTheSame(f"key {key!r} was given to two starts")
         self._keys.add(key)
-        self._start("signal", key, topic)
-        return StrictPending(self._position, key, None, topic)
+        self._start(kind, key, *what)
+
+    def publish(self, key: str, value: bytes, /, *, in_step: bool = False) -> None:
+        if not in_step:
+            self._start("publish", key, value)
 
     def cancel(self, pending: Pending, /) -> None:
         assert isinstance(pending, StrictPending)
@@ -162,6 +177,8 @@ class StrictEngine:
         if call is None:
             if kind == "cancelled":
                 raise StepCancelled(pending.key)
+            if kind == "late":
+                raise SignalTimeout(f"no signal {pending.topic!r}")
             return data
         if kind == "ok":
             if call.definition.compensation is not None:
@@ -276,11 +293,10 @@ class StrictRun:
 
     async def _end_one(self, asked: Sequence[StrictPending]) -> None:
         """Let something that the run waits for come to its end, while nothing of the run is in memory."""
-        pending = self._dice.choice([p for p in asked if p.call or p.stopping or self._signals.get(p.topic)])
+        ready = [p for p in asked if p.call or p.stopping or p.is_timed or self._signals.get(p.topic)]
+        pending = self._dice.choice(ready)
         if pending.call is None:
-            sent = self._signals.get(pending.topic)
-            is_sent = bool(sent) and not pending.stopping
-            self.journal.outcomes[pending.start] = ("ok", sent.pop(0)) if sent and is_sent else ("cancelled", b"")
+            self.journal.outcomes[pending.start] = self._end_wait(pending)
         elif pending.start not in self.journal.outcomes:
             if pending.stopping and self._dice.random() < 0.7:  # or it was too late to stop it
                 self.journal.outcomes[pending.start] = ("cancelled", b"")
@@ -288,6 +304,15 @@ class StrictRun:
                 self.journal.outcomes[pending.start] = await self._execute(pending.call)
                 self.journal.attempts[pending.start] = pending.call.attempt
         self.journal.answers.append(pending.start)
+
+    def _end_wait(self, pending: StrictPending) -> tuple[str, bytes]:
+        """Return how a wait ends: a signal that is there is given to it, and is not passed over for a time."""
+        if pending.stopping:
+            return "cancelled", b""
+        sent = self._signals.get(pending.topic)
+        if sent:
+            return "ok", sent.pop(0)
+        return ("late", b"") if pending.topic else ("ok", b"")
 
     async def _execute(self, call: StepCall) -> tuple[str, bytes]:
         definition = call.definition

@@ -28,7 +28,12 @@ def test_what_is_missing_has_its_default_and_what_is_not_known_is_passed_over() 
     ("export", "said"),
     [
         ({}, "cannot draw an export of kind None"),
-        ({"kind": "approval"}, "cannot draw an export of kind 'approval'"),
+        ({"kind": "novel"}, "cannot draw an export of kind 'novel'"),
+        ({"kind": "approval"}, "no exported approval: .*`name`"),
+        (
+            {"kind": "approval", "name": "a", "levels": [{"name": "l", "send_back_to": "k"}]},
+            "a: level 'l' sends back to 'k', which the export does not have",
+        ),
         ({"kind": "machine", "name": "M"}, "no exported machine: .*`states`"),
         (machine({"name": "A", "type": "round"}), r"no exported machine: .*\$.states\[0\].type"),
         ({"kind": "saga", "name": "s", "steps": [{}]}, r"no exported saga: .*\$.steps\[0\]"),

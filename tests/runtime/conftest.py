@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partialmethod
+from pathlib import Path
 from typing import Any, Literal
 
 import anyio
@@ -14,6 +15,9 @@ import pytest
 from flowlet.errors import StoreUnavailable
 from flowlet.runtime import journal
 from flowlet.store import Store, Work, Write
+from flowlet.stores.memory import MemoryStore
+from flowlet.stores.sqlite import SQLiteStore
+from flowlet.testing import Clock
 
 
 class FaultyStore:
@@ -89,3 +93,18 @@ async def _until(condition: Callable[[], Any]) -> None:
 def until() -> Callable[[Callable[[], Any]], Any]:
     """Wait until something is so that has no event to wait for."""
     return _until
+
+
+@pytest.fixture
+def clock() -> Clock:
+    """Return a clock that is moved by hand."""
+    return Clock()
+
+
+@pytest.fixture(params=["memory", "sqlite"])
+def timed_store(request: pytest.FixtureRequest, tmp_path: Path, clock: Clock) -> Callable[[], Store]:
+    """Make stores over the same data that go by the clock."""
+    if request.param == "memory":
+        memory = MemoryStore(clock=clock)
+        return lambda: memory
+    return lambda: SQLiteStore(tmp_path / "flow.db", synchronous="NORMAL", clock=clock)

@@ -142,7 +142,7 @@ async def test_a_replay_after_a_cut_comes_to_the_same_end(saga: Callable[[int], 
     entity = flow.store._entities["r"]  # type: ignore[attr-defined]
     del entity.records[-2:]
     entity.closed, entity.wake, entity.owner = None, 0.0, None
-    flow.store._wakeful["r"] = entity  # type: ignore[attr-defined]
+    flow.store._wait_for(entity)  # type: ignore[attr-defined]
     log.clear()
     async with flow:
         with pytest.raises((RunError, TimeoutError)):

@@ -213,7 +213,7 @@ async def test_what_is_between_steps_goes_on_elsewhere_while_a_long_step_ends_he
         leave.set()
         await until(lambda: runs(leaving).closing)
         with anyio.fail_after(SOON):
-            while await owners(staying.store, [f"asking {id}" for id in ids]) != {runs(staying).worker.id}:
+            while await owners(staying.store, [f"asking {id}" for id in ids]) != {None}:  # for a long pause: nobody's
                 await anyio.sleep(0.01)
         mine.gate.set()  # their steps end only now
         with anyio.fail_after(SOON):
@@ -338,7 +338,7 @@ async def test_what_is_being_recorded_is_recorded_before_the_lease_is_given_back
             group.start_soon(flow.drain)
             await until(lambda: runs(flow).closing)
             world.gate.set()
-        assert await kinds(flow, "outer") == ["started", "step_completed"]
+        assert await kinds(flow, "outer") == ["started", "step_completed", "child_called"]
         assert await owners(store, ["outer"]) == {None}
 
 
@@ -367,7 +367,7 @@ async def test_a_drained_flowlet_reads_but_begins_nothing_until_it_is_entered_ag
             await body["between"]("direct")
         with pytest.raises(RunError, match="run 'a' goes on when its Flowlet is entered again"):
             await waiting.result()
-        assert await waiting.status() == "running"
+        assert await waiting.status() in ("running", "waiting")
         assert await flow.handle("done", body["between"]).result() == "done"
         assert await flow.store.load("new", limit=0) is None
         began = time.monotonic()

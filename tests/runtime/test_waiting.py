@@ -15,8 +15,8 @@ from flowlet.core.codec import Codec, encode
 from flowlet.core.definitions import Context, RunDefinition, Undone
 from flowlet.core.engine import StepCall
 from flowlet.core.flights import Flights
+from flowlet.core.program import exchange_call
 from flowlet.core.registry import definition_of
-from flowlet.core.run import exchange_call
 from flowlet.errors import (
     DecodeError,
     EncodeError,

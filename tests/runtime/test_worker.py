@@ -11,6 +11,7 @@ import pytest
 
 from flowlet import Flowlet, Retry, Run, provided, step
 from flowlet.core.codec import pack
+from flowlet.errors import StoreUnavailable
 from flowlet.runtime.presence import Presence
 from flowlet.store import New, Store, Write
 
@@ -282,13 +283,14 @@ async def test_a_peer_whose_lock_is_not_here_is_looked_for_ten_times_per_lease(n
         assert flow._runs is not None
         worker = flow._runs.worker
         await worker.beat()
-        assert await worker._patience(later) > 900  # a heartbeat and a look at its lock are enough
+        worker._next_beat = later
+        assert await worker._patience() > 900  # a heartbeat and a look at its lock are enough
         await flow.store.heartbeat("00000000-elsewhere", 20)
         await worker.beat()
-        assert await worker._patience(later) == 2.0
+        assert await worker._patience() == 2.0
         seen = await flow.store.watch(-1, 0)
         with anyio.fail_after(15):
-            await worker._watch(seen, later)  # ends after 2 seconds, though it looks at locks more often
+            await worker._watch(seen)  # ends after 2 seconds, though it looks at locks more often
 
 
 async def test_a_heartbeat_counts_for_less_than_the_lease_by_one_look(
@@ -307,3 +309,34 @@ async def test_a_heartbeat_counts_for_less_than_the_lease_by_one_look(
         assert flow._runs is not None
         assert flow._runs.deadline <= time.perf_counter() + 18
     assert set(asked) == {18.0}
+
+
+async def test_what_was_claimed_without_an_answer_is_found(
+    new_store: Callable[[], Store], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = new_store()
+    flow = Flowlet(store, lease=0.6)
+
+    @flow.saga
+    async def brief(run: Run = provided) -> int:
+        await run.sleep(1.1)  # long enough to be set aside
+        return 5
+
+    async with flow:
+        handle = await flow.start(brief, id="r")
+        with anyio.fail_after(20):
+            while await handle.status() != "waiting":
+                await anyio.sleep(0.002)
+        claim, lost = store.claim, []
+
+        async def claim_and_lose(*args: Any, **kwargs: Any) -> Any:
+            claims = await claim(*args, **kwargs)
+            if claims.heads and not lost:
+                lost.extend(head.id for head in claims.heads)
+                raise StoreUnavailable("the answer was lost")
+            return claims
+
+        monkeypatch.setattr(store, "claim", claim_and_lose)
+        with anyio.fail_after(20):
+            assert await handle.result() == 5
+        assert lost == ["r"]
