@@ -259,11 +259,16 @@ async def test_all_branches_run_at_the_same_time(flow: Flowlet) -> None:
 @pytest.mark.parametrize("limit", [1, 2, 5])
 async def test_no_branch_is_dropped_by_a_limit(flow: Flowlet, limit: int) -> None:
     running = most = 0
+    full = anyio.Event()
 
     async def count(state: Trail) -> dict[str, Any]:
         nonlocal running, most
         running += 1
         most = max(most, running)
+        if running == limit:
+            full.set()
+        with anyio.fail_after(10):
+            await full.wait()
         await anyio.sleep(0.001)
         running -= 1
         return leave("n")
