@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,45 @@ import pytest
 from flowlet import Flowlet
 from flowlet.store import Store
 from flowlet.stores import open_store
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--all", action="store_true", help="every test on every event loop with every store")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what says little new: half of the pairings of loops and stores, and half of the long tests.
+
+    Each test still meets both loops and both stores, and which pairings it has is drawn by its name, so that a module
+    has all four. Of crash and model tests that differ in the loop alone, one is drawn. ``--all`` leaves out nothing.
+    """
+    if config.getoption("--all"):
+        return
+    long = {item.nodeid for item in items if item.path.parent.name in ("crash", "properties")}
+    left_out = {item for item in items if _is_other_pairing(item) or _is_twin(item.nodeid, long)}
+    config.hook.pytest_deselected(items=[item for item in items if item in left_out])
+    items[:] = [item for item in items if item not in left_out]
+
+
+def _is_other_pairing(item: pytest.Item) -> bool:
+    drawn = dict(getattr(getattr(item, "callspec", None), "params", {}))
+    loop = drawn.pop("anyio_backend", None)
+    store = next((value for value in drawn.values() if isinstance(value, str) and value in ("memory", "sqlite")), None)
+    if loop not in ("asyncio", "trio") or store is None:
+        return False
+    is_crossed = _draw(item.nodeid.partition("[")[0])
+    return ((loop == "asyncio") == (store == "memory")) == is_crossed
+
+
+def _is_twin(name: str, names: set[str]) -> bool:
+    on_asyncio, on_trio = name.replace("trio", "asyncio"), name.replace("asyncio", "trio")
+    if name not in names or on_asyncio == on_trio or not {on_asyncio, on_trio} <= names:
+        return False
+    return name == (on_asyncio if _draw(on_trio) else on_trio)
+
+
+def _draw(name: str) -> bool:
+    return zlib.crc32(name.encode()) % 2 == 1
 
 
 @pytest.fixture(scope="module", params=["asyncio", "trio"])

@@ -307,7 +307,7 @@ async def test_all_that_is_wrong_is_said_at_once(flow: Flowlet) -> None:
 
 
 async def test_conditions_that_cannot_be_asked(flow: Flowlet) -> None:
-    assert faults(flow, double, add, when={double: bool, add: lambda *double: True}) == [
+    assert faults(flow, double, add, when={double: max, add: lambda *double: True}) == [
         "p: when= of 'double': has no signature that can be read; write a function, such as a lambda",
         "p: when= of 'add': takes *args or **kwargs; name what it takes",
     ]

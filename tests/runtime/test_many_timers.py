@@ -22,7 +22,7 @@ from flowlet.testing import Clock
 
 pytestmark = pytest.mark.anyio
 
-RUNS = 2000
+RUNS = 1000
 DAY = 86400.0
 STEPS = 5
 """The clock goes to the end in so many steps."""
