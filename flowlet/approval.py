@@ -60,8 +60,8 @@ class Approval(Draft, Generic[S]):
 
     def __init__(self, definition: ApprovalDefinition, caller: Any) -> None:
         super().__init__(definition.name, definition.version)
-        self.built = definition
-        self.__name__ = definition.name  # as functions have one: what it is called as a node of a graph
+        self.built: RunDefinition | None = definition
+        self.__name__: str = definition.name  # as functions have one: what it is called as a node of a graph
         self._caller = caller
 
     def definition(self) -> RunDefinition:

@@ -315,9 +315,9 @@ class Assembler(Scheduler):
         *,
         state: type[S],
         version: int = 1,
-        max_iterations: int = 100,
-        max_concurrency: int | None = None,
-        timeout: Seconds | None = None,
+        max_iterations: int | UnsetType = UNSET,
+        max_concurrency: int | UnsetType | None = UNSET,
+        timeout: Seconds | UnsetType | None = UNSET,
         deadline: Seconds | None = None,
     ) -> Graph[S]:
         """Begin a graph: nodes joined by edges, where the state decides the way and cycles are allowed.
@@ -328,9 +328,11 @@ class Assembler(Scheduler):
             state: a Struct or a dataclass, which the nodes share. ``Annotated[list[str], operator.add]`` gives a field
                 a reducer, which makes the new value of the present one and of what a node returns for it.
             version: as of a saga.
-            max_iterations: how often a node may be executed in one run, if it lies in a cycle.
-            max_concurrency: so many nodes execute at once; by default all that can.
-            timeout: seconds (or a timedelta) that a process may spend on a run, from taking it up.
+            max_iterations: how often a node may be executed in one run, if it lies in a cycle. The Flowlet's
+                ``config.graph`` says it by default, as it does with the next two: 100.
+            max_concurrency: so many nodes execute at once; None for all that can, which is the default.
+            timeout: seconds (or a timedelta) that a process may spend on a run, from taking it up; None for no limit,
+                which is the default.
             deadline: as of a saga.
 
         Raises:

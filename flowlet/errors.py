@@ -23,6 +23,7 @@ __all__ = [
     "DecisionRefused",
     "DecodeError",
     "DefinitionError",
+    "Disabled",
     "EdgeFailed",
     "EncodeError",
     "FlowletError",
@@ -36,6 +37,7 @@ __all__ = [
     "MachineError",
     "MissingExtra",
     "PayloadTooLarge",
+    "ProviderFailed",
     "QuorumUnreachable",
     "RuleFailed",
     "RunCancelled",
@@ -49,6 +51,7 @@ __all__ = [
     "StepTimeout",
     "StoreError",
     "StoreInUse",
+    "StoreNotFound",
     "StoreUnavailable",
     "TransitionNotAllowed",
     "UpdateError",
@@ -530,6 +533,10 @@ class StoreUnavailable(StoreError):
     """The store cannot be reached or opened now; nothing was lost, try again when it is back."""
 
 
+class StoreNotFound(StoreError):
+    """There is nothing of flowlet's where a store was to be looked at; nothing was created."""
+
+
 class StoreInUse(StoreError):
     """A store that must be left alone meanwhile, to be copied, is being worked on.
 
@@ -587,7 +594,44 @@ class PayloadTooLarge(StoreError):
 
 # ------------------------------------------------------------------ configuration
 class ConfigError(FlowletError):
-    """A setting is wrong; the message names it, its value and what is allowed."""
+    """A setting is wrong; the message names it, its value and what is allowed.
+
+    Attributes:
+        problems: a sentence for each thing that is wrong.
+    """
+
+    problems: tuple[str, ...]
+
+    def __init__(self, text: str, problems: Sequence[str] = ()) -> None:
+        super().__init__(text)
+        self.problems = tuple(problems) or (text,)
+
+
+class Disabled(FlowletError):
+    """Nothing is started, recovered or stored, since flowlet is switched off.
+
+    Attributes:
+        by: what says so, such as ``"FLOWLET_ENABLED"``.
+    """
+
+    by: str
+
+    def __init__(self, by: str) -> None:
+        super().__init__(
+            f"flowlet is disabled by {by}: nothing is started and nothing is stored; set it to true to use it"
+        )
+        self.by = by
+
+    def __reduce__(self) -> tuple[type[Disabled], tuple[str]]:
+        return type(self), (self.by,)
+
+
+class ProviderFailed(FlowletError):
+    """A value for parameters ``= provided`` could not be made or closed; the cause says why.
+
+    For a step it is the failure of an attempt, as if the step had raised it: ``retry=`` tries again, and has the value
+    made anew. A run whose body or class lacks the value is parked, and can be resumed.
+    """
 
 
 class MissingExtra(FlowletError, ImportError):

@@ -39,7 +39,7 @@ def test_urls_that_name_no_store(url: str) -> None:
         Flowlet(url)
 
 
-@pytest.mark.parametrize("store", [None, 3, b"memory://", object(), MemoryStore, Path("orders.db")])
+@pytest.mark.parametrize("store", [3, b"memory://", object(), MemoryStore, Path("orders.db")])
 def test_things_that_are_no_store(store: Any) -> None:
     with pytest.raises(ConfigError, match="Flowlet takes a URL or a store"):
         Flowlet(store)
@@ -52,7 +52,7 @@ def test_things_that_are_no_registry(registry: Any) -> None:
 
 
 @pytest.mark.parametrize("name", ["lease", "grace"])
-@pytest.mark.parametrize("value", [-1, "10", None, float("nan"), True])
+@pytest.mark.parametrize("value", [-1, "10", float("nan"), True])
 def test_times_that_are_none(name: str, value: Any) -> None:
     with pytest.raises(ConfigError, match=f"{name}: must be"):
         Flowlet(**{name: value})
@@ -388,7 +388,7 @@ def test_factories_that_do_not_say_what_they_make(flow: Flowlet) -> None:
     def make():  # type: ignore[no-untyped-def]
         return Gateway()
 
-    async def make_later() -> Gateway:
+    def make_unknown() -> Unknown:  # type: ignore[name-defined]  # noqa: F821
         return Gateway()
 
     class Local: ...
@@ -396,11 +396,11 @@ def test_factories_that_do_not_say_what_they_make(flow: Flowlet) -> None:
     def make_local() -> Local:
         return Local()
 
-    with pytest.raises(ConfigError, match="cannot be resolved: name 'Local' is not defined"):
-        flow.provide(make_local)
-    for factory in (make, make_later):
-        with pytest.raises(ConfigError, match="must be a plain function whose return annotation is the type"):
-            flow.provide(factory)
+    with pytest.raises(ConfigError, match=r"cannot be resolved \(name 'Unknown' is not defined\)"):
+        flow.provide(make_unknown)
+    assert flow.provide(make_local) is make_local
+    with pytest.raises(ConfigError, match="make does not say what it provides: annotate what it returns"):
+        flow.provide(make)
 
 
 @pytest.mark.parametrize("arguments", [(), (3,), (Gateway, 1, 2), ("Gateway",)])

@@ -113,6 +113,7 @@ TREE = {
     "DecodeError": StoreError,
     "StoreUnavailable": StoreError,
     "PayloadTooLarge": StoreError,
+    "StoreNotFound": StoreError,  # not in the design: what a tool that only reads is told
     "StoreInUse": StoreError,  # not in the design, nor the next: what copying a store may be refused for
     "CopyMismatch": StoreError,
     "ConfigError": FlowletError,

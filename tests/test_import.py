@@ -12,7 +12,7 @@ from importlib.metadata import requires
 from pathlib import Path
 
 LAZY = {"tenacity", "structlog"}
-EXTRAS = {"asyncpg", "click", "cronsim", "opentelemetry", "redis", "restate", "rich", "starlette", "yaml"}
+EXTRAS = {"svcs", "asyncpg", "click", "cronsim", "opentelemetry", "redis", "restate", "rich", "starlette", "yaml"}
 LOOPS = {"trio"}  # the user's choice, made by running on it
 DEVELOPMENT = {"attr", "attrs", "hypothesis", "pytest", "sybil"}
 
@@ -20,7 +20,10 @@ PROBE = """
 import json, sys, time
 began = time.perf_counter()
 import flowlet
-print(json.dumps({"seconds": time.perf_counter() - began, "modules": sorted(sys.modules), "names": flowlet.__all__}))
+at_once = sorted(name for name in sys.modules if name.startswith("flowlet."))
+from flowlet import *
+seconds = time.perf_counter() - began
+print(json.dumps({"at_once": at_once, "seconds": seconds, "modules": sorted(sys.modules), "names": flowlet.__all__}))
 """
 
 
@@ -37,6 +40,20 @@ def test_import_loads_neither_extras_nor_what_is_needed_later() -> None:
     loaded = {name.partition(".")[0] for name in modules}
     assert "flowlet" in loaded
     assert not loaded & (LAZY | EXTRAS | LOOPS | DEVELOPMENT)
+
+
+def test_names_are_imported_when_somebody_asks_for_them() -> None:
+    assert probe()["at_once"] == []
+
+
+def test_type_checkers_see_the_names_where_they_are(root: Path) -> None:
+    import flowlet
+
+    tree = ast.parse((root / "flowlet/__init__.py").read_text(encoding="utf-8"))
+    (seen,) = [node for node in tree.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"]
+    homes = {n.module: tuple(a.name for a in n.names) for n in seen.body if isinstance(n, ast.ImportFrom)}
+    assert homes == flowlet._HOMES
+    assert sorted(name for names in homes.values() for name in names) == sorted(flowlet.__all__)
 
 
 def test_import_takes_no_noticeable_time() -> None:

@@ -54,7 +54,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_readme(capsys: pytest.CaptureFixture[str]) -> None:
-    shop, parcel, purchase, etl, review, order, chain, daily, june = PAGES.parse(ROOT / "README.md").examples()
+    shop, parcel, purchase, etl, review, order, chain, daily, june, pay = PAGES.parse(ROOT / "README.md").examples()
     shop.evaluate()
     assert capsys.readouterr().out == "charging for o-42\npayment of 120 for o-42\n"
     shop.evaluate()
@@ -77,6 +77,8 @@ def test_readme(capsys: pytest.CaptureFixture[str]) -> None:
     for _ in range(2):
         june.evaluate()
         assert capsys.readouterr().out == "completed 1000 item 1000 ('nobody'): ValueError: no address\n"
+    pay.evaluate()
+    assert capsys.readouterr().out == "open\ncharged 40 charged 2\nclose\n"
 
 
 @pytest.mark.parametrize("module", modules_with_examples())

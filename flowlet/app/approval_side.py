@@ -6,12 +6,13 @@ Law: what it is done with is imported when somebody does it, so that programs wi
 from __future__ import annotations
 
 import inspect
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from flowlet.app.life import Life
 from flowlet.core.approval_values import AuditEntry, Decision
 from flowlet.errors import ApprovalError, DecisionRefused
+from flowlet.runtime.iterating import readable
 
 if TYPE_CHECKING:
     from flowlet.core.approval_messages import Request
@@ -170,7 +171,8 @@ class ApprovalSide(Life):
 
         await self._request(id, make, False, None)
 
-    async def inbox(self, *, role: str | None = None, person: str | None = None) -> AsyncIterator[InboxItem]:
+    @readable
+    async def inbox(self, *, role: str | None = None, person: str | None = None) -> AsyncGenerator[InboxItem, None]:
         """Yield what waits for decisions, in all runs of the approval chains that are included here.
 
         Args:
@@ -205,7 +207,8 @@ class ApprovalSide(Life):
         async for item in self._approvals.inbox(names, role, person, roles):
             yield item
 
-    async def audit(self, id: str, /) -> AsyncIterator[AuditEntry]:
+    @readable
+    async def audit(self, id: str, /) -> AsyncGenerator[AuditEntry, None]:
         """Yield what has happened in an approval chain, in order: also what was refused, and what is void by now.
 
         Raises:

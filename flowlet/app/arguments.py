@@ -9,6 +9,11 @@ from collections.abc import Awaitable, Callable, Iterable
 from datetime import datetime
 from typing import Any, Protocol, TypeAlias, TypeVar, TypeVarTuple, cast
 
+from msgspec import UNSET
+from msgspec.structs import replace
+
+from flowlet.config.values import Config
+from flowlet.core.definitions import GraphLimits
 from flowlet.core.ids import RESERVED
 from flowlet.core.retry import Seconds, seconds
 from flowlet.core.sizes import LEAST
@@ -38,6 +43,51 @@ def seconds_of(value: Any, what: str) -> float:
         return seconds(value, what)
     except DefinitionError as error:
         raise ConfigError(error.problems[0]) from None
+
+
+def lease_of(value: Any) -> float:
+    found = seconds_of(value, "lease")
+    if found == 0:
+        raise ConfigError("lease: must be more than 0 seconds")
+    return found
+
+
+def settled(config: Any, store: Any, pipeline_timeout: Any, **others: Any) -> Config:
+    """Return the configuration with what the arguments of a Flowlet say in its place; None says nothing."""
+    if config is None:
+        config = Config()
+    elif not isinstance(config, Config):
+        raise ConfigError(f"config= takes a flowlet.config.Config, such as Config.load(), not {config!r}")
+    changes = {name: value for name, value in others.items() if value is not None}
+    if isinstance(store, str):
+        changes["store"] = store
+    if pipeline_timeout is not UNSET:
+        limit = None if pipeline_timeout is None else seconds_of(pipeline_timeout, "pipeline_timeout")
+        changes["bulk"] = replace(config.bulk, pipeline_timeout=limit)
+    if not changes:
+        return cast(Config, config)
+    origins = {name: origin for name, origin in config._origins.items() if name not in changes}
+    return cast(Config, replace(config, _origins=origins, **changes))
+
+
+def limits_of(config: Config) -> dict[str, float | None]:
+    """Return how long a process may spend on a run that says nothing of it, by the kind of its definition."""
+    given = {"pipeline": config.bulk.pipeline_timeout, "graph": config.graph.total_timeout}
+    return {kind: None if limit is None else seconds_of(limit, kind) for kind, limit in given.items()}
+
+
+def graph_limits_of(config: Config) -> GraphLimits:
+    graph = config.graph
+    timeout = None if graph.node_timeout is None else seconds_of(graph.node_timeout, "node_timeout")
+    return GraphLimits(graph.max_iterations, graph.max_parallel_branches, timeout)
+
+
+def configured_store(config: Config) -> Store:
+    try:
+        return open_store(config.store)
+    except ConfigError as error:
+        origin = config.origin("store")
+        raise error if origin is None else ConfigError(f"{origin}: {error}") from None
 
 
 def store_of(given: Any, who: str) -> Store:

@@ -6,6 +6,8 @@ from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Sequen
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
+from msgspec import UNSET, UnsetType
+
 from flowlet.app.life import Life
 from flowlet.core.annotations import caller_namespace
 from flowlet.core.retry import Retry, Seconds
@@ -76,12 +78,12 @@ class BulkSide(Life):
         /,
         *,
         batch: bool = False,
-        concurrency: int = 5,
+        concurrency: int | UnsetType = UNSET,
         id: str | None = None,
         batch_size: int | None = None,
-        retry: Retry | int | None = None,
+        retry: Retry | int | UnsetType | None = UNSET,
         timeout: Seconds | None = None,
-        total_timeout: Seconds | None = None,
+        total_timeout: Seconds | UnsetType | None = UNSET,
         rate: float | None = None,
         ordered: bool = False,
         on_error: OnError = "collect",
@@ -105,21 +107,24 @@ class BulkSide(Life):
             items: with an id, always the same ones in the same order; they and the results must be storable.
             batch: ``fn`` takes a list of up to ``batch_size`` items and returns a list with a result for each, or
                 None. If it fails, the items of that list are tried one by one, so that only the bad ones fail.
-            concurrency: calls under way at once.
+            concurrency: calls under way at once. The Flowlet's ``config.bulk`` says it by default, as it does with
+                the size of lists, ``retry`` and ``total_timeout``: 5.
             id: makes it durable; unique in the store.
-            batch_size: items of a list; with an id, outcomes of a commit, which also happens ten times a second.
-                100 by default.
-            retry: how often an item is tried, or a policy. Attempts of an item start anew in a new process.
+            batch_size: items of a list, 10 by default; with an id, outcomes of a commit, which also happens ten times a
+                second, 100 by default.
+            retry: how often an item is tried, or a policy; 1 or None for once. By default what the ``@step`` says, or
+                else three times, after 1 and 2 seconds; a saga that is called with each item has its own retries.
+                Attempts of an item start anew in a new process.
             timeout: seconds (or a timedelta) that one attempt may take.
             total_timeout: seconds (or a timedelta) after which what is under way is cancelled; the report says
-                ``"timed_out"``. With an id, call it again for the rest.
+                ``"timed_out"``. None for no limit, 300 by default. With an id, call it again for the rest.
             rate: at most so many items begin in a second.
             ordered: outcomes are given out in the order of the items.
             on_error: ``"collect"`` goes on whatever fails; ``"stop"`` begins no item after the first failure; a
                 whole number does so after so many failures; a share, such as 0.05, when more than that part of what
                 is done has failed (of 20 items at least). What is under way ends; the report says ``"failed"``.
             progress: True for a bar (needs ``flowlet[cli]``), or a function that takes a `Progress`, called up to
-                ten times a second.
+                ten times a second. Whatever is configured.
 
         Returns:
             A `Bulk`: await it for a `BulkReport`, iterate over it for an `Outcome` of each item, or ask it for
@@ -127,6 +132,7 @@ class BulkSide(Life):
 
         Raises:
             ConfigError, DefinitionError: an option or the function cannot be meant.
+            Disabled: this Flowlet is.
             IdConflict: when awaited: the id is taken by another function, or by other items.
 
         Example:
@@ -152,10 +158,12 @@ class BulkSide(Life):
         from flowlet.runtime.bulk import Bulk
         from flowlet.runtime.bulk_options import make_plan
 
+        self._check_enabled()
         function = read_function(fn, caller_namespace(1), batch=batch, recorded=id is not None)
         plan = make_plan(
             function,
             items,
+            self._config.bulk,
             batch=batch,
             concurrency=concurrency,
             id=id,
@@ -177,6 +185,6 @@ class BulkSide(Life):
                 from flowlet.runtime.bulk_ledger import Ledger
 
                 ledger = Ledger(plan, self._open_store, self._open_runs, self._held_shards)
-            return Operation(plan, self._providers.provide, self._log, outlet, ledger)
+            return Operation(plan, self._providers, self._log, outlet, ledger)
 
         return Bulk(function.name, plan.concurrency, plan.ordered, make)

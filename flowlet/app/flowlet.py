@@ -6,19 +6,26 @@ Law: it wires the floors below together and decides nothing itself.
 from __future__ import annotations
 
 from flowlet.app.approval_side import ApprovalSide
+from flowlet.app.blocking_side import BlockingSide
 from flowlet.app.bulk_side import BulkSide
 from flowlet.app.machine_side import MachineSide
+from flowlet.app.provide_side import ProvideSide
 from flowlet.app.run_side import RunSide
 from flowlet.app.schedule_side import ScheduleSide
 from flowlet.app.store_side import StoreSide
 
 
-class Flowlet(RunSide, ApprovalSide, BulkSide, MachineSide, ScheduleSide, StoreSide):
+class Flowlet(RunSide, ApprovalSide, BulkSide, BlockingSide, MachineSide, ProvideSide, ScheduleSide, StoreSide):
     """Assembles definitions and runs them over one store.
 
     Args:
         store: a URL (``"memory://"``, ``"sqlite:///relative.db"``, ``"sqlite:////absolute.db"``) or
-            any object with the methods of `flowlet.store.Store`.
+            any object with the methods of `flowlet.store.Store`. What is left out, here and below, is taken from
+            ``config``.
+        config: a `flowlet.config.Config`; its defaults by default, which read neither the environment nor a file.
+            ``Config.load()`` reads both.
+        enabled: False: entering it only says so in the log. It opens no store and recovers nothing, and whatever would
+            start something or ask the store raises `flowlet.errors.Disabled`.
         registry: the definitions to run; one of its own by default.
         lease: seconds (or a timedelta) within which other processes notice that this one is dead.
         grace: seconds (or a timedelta) that running steps get when the Flowlet is left or drained.
@@ -31,9 +38,10 @@ class Flowlet(RunSide, ApprovalSide, BulkSide, MachineSide, ScheduleSide, StoreS
         max_payload: bytes that one record, signal or snapshot may have, at least 4,096; by default, and
             at most, what the store takes. They are counted before the codec.
         pipeline_timeout: seconds (or a timedelta) that a process may spend on a pipeline which says nothing of it
-            with ``timeout=``; None for no limit.
+            with ``timeout=``; None for no limit. 300 unless the ``config`` says otherwise.
         authorize: a function, async or not, that tells the roles of who decides in an approval chain, by name; None
             for somebody it does not know, who can decide nothing.
+        observers: are told what happens here, see `flowlet.observing`.
 
     Raises:
         ConfigError: the URL is not understood, or an option is not of its type.

@@ -5,19 +5,20 @@ Law: no I/O before ``async with``; it may be entered again later, also on anothe
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Self, cast
 
 import anyio
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from flowlet.assembler import Assembler
+from flowlet.config.values import Config
 from flowlet.core.definitions import RunDefinition
 from flowlet.core.ids import RESERVED
 from flowlet.core.retry import Seconds
-from flowlet.errors import ConfigError, Conflict, FlowletError
+from flowlet.errors import ConfigError, Conflict, Disabled, FlowletError
 from flowlet.registry import Registry
 from flowlet.runtime.logs import Log
 from flowlet.runtime.machine_works import Messenger
@@ -31,14 +32,21 @@ from flowlet.runtime.timetable import Timetable
 from flowlet.store import New, PayloadCodec, Store, Write
 
 if TYPE_CHECKING:
-    from typing_extensions import TypeForm
-
     from flowlet.app.flowlet import Flowlet
+    from flowlet.runtime.observing import Observers
 
-from flowlet.app.arguments import Authorize, coded, seconds_of, smaller, store_of
-
-T = TypeVar("T")
-F = TypeVar("F", bound=Callable[..., Any])
+from flowlet.app.arguments import (
+    Authorize,
+    coded,
+    configured_store,
+    graph_limits_of,
+    lease_of,
+    limits_of,
+    seconds_of,
+    settled,
+    smaller,
+    store_of,
+)
 
 
 class Life(Assembler):
@@ -46,39 +54,54 @@ class Life(Assembler):
 
     def __init__(
         self,
-        store: str | Store = "memory://",
+        store: str | Store | None = None,
         /,
         *,
+        config: Config | None = None,
+        enabled: bool | None = None,
         registry: Registry | None = None,
-        lease: Seconds = 10.0,
-        grace: Seconds = 5.0,
+        lease: Seconds | None = None,
+        grace: Seconds | None = None,
         name: str | None = None,
-        drain_on_sigterm: bool = True,
+        drain_on_sigterm: bool | None = None,
         codec: PayloadCodec | None = None,
         max_payload: int | None = None,
-        pipeline_timeout: Seconds | None = 300.0,
+        pipeline_timeout: Seconds | UnsetType | None = UNSET,
         authorize: Authorize | None = None,
+        observers: Observers = (),
     ) -> None:
-        self.store: Store = store_of(store, "Flowlet")
+        self._config = config = settled(
+            config,
+            store,
+            pipeline_timeout,
+            enabled=enabled,
+            lease=None if lease is None else lease_of(lease),
+            grace=None if grace is None else seconds_of(grace, "grace"),
+            name=check_name(name),
+            drain_on_sigterm=drain_on_sigterm,
+            max_payload=smaller(max_payload, None),
+        )
+        self.store: Store = configured_store(config) if store is None else store_of(store, "Flowlet")
         if codec is not None:
             self.store = coded(self.store, codec)
-        self._max_payload = smaller(max_payload, self.store.capabilities.max_payload)
+        self._max_payload = smaller(config.max_payload, self.store.capabilities.max_payload)
         if registry is not None and not isinstance(registry, Registry):
             raise ConfigError(f"registry= takes a flowlet.Registry, not {registry!r}")
         self._registry = Registry() if registry is None else registry
         self._registry.attach(cast("Flowlet", self))
-        self._lease, self._grace = seconds_of(lease, "lease"), seconds_of(grace, "grace")
-        if self._lease == 0:
-            raise ConfigError("lease: must be more than 0 seconds")
-        limit = None if pipeline_timeout is None else seconds_of(pipeline_timeout, "pipeline_timeout")
-        self._limits = {"pipeline": limit}
+        self._lease, self._grace = seconds_of(config.lease, "lease"), seconds_of(config.grace, "grace")
         if authorize is not None and not callable(authorize):
             raise ConfigError(f"authorize= takes a function of a person's name, not {authorize!r}")
         self._authorize = authorize
-        self._name, self._drain_on_sigterm = check_name(name), drain_on_sigterm
+        self._name, self._drain_on_sigterm = config.name, config.drain_on_sigterm
         self._guest: Guest | None = None
         self._log = Log()
-        self._providers = Providers()
+        self._observers: Observers = ()
+        if observers != ():
+            from flowlet.runtime.observing import check_observers
+
+            self._observers = check_observers(observers)
+        self._providers = Providers(self._log)
         from flowlet.app.flowlet import Flowlet  # which is made of this
 
         self._providers.add_reference(Flowlet, self)
@@ -93,6 +116,14 @@ class Life(Assembler):
     def registry(self) -> Registry:
         """The registry whose definitions run here."""
         return self._registry
+
+    @property
+    def config(self) -> Config:
+        """What it goes by: the configuration it was given, with what its arguments say in its place.
+
+        A store that was given as an object is in ``store``, and not here.
+        """
+        return self._config
 
     async def __aenter__(self) -> Self:
         token = loop_token()
@@ -109,7 +140,7 @@ class Life(Assembler):
             await self._open()
         except BaseException:
             self._runs = self._machines = self._timetable = None
-            await self.store.close()
+            await self._close()
             raise
         else:
             self._entered = 1
@@ -123,6 +154,8 @@ class Life(Assembler):
         self._entered -= 1
         if self._entered:
             return
+        if self._runs is None:  # it is disabled
+            return
         runs = self._open_runs
         self._changing = Latch()
         # The rest must happen even if this task is cancelled, or leases would outlive their owner.
@@ -134,13 +167,22 @@ class Life(Assembler):
                 await runs.close(self._grace)
             finally:
                 self._runs = self._machines = self._timetable = None
+                if self._log.observing is not None:
+                    self._log.observing.leave(self.store)
                 try:
-                    await self.store.close()
+                    await self._close()
                 finally:
                     self._changed()
                     guest, self._guest = self._guest, None
                     if guest is not None:
                         guest.leave()
+
+    async def _close(self) -> None:
+        """Close what was made for parameters, and then the store."""
+        try:
+            await self._providers.close()
+        finally:
+            await self.store.close()
 
     def _changed(self) -> None:
         """Let the tasks go on that waited for this one to open or close."""
@@ -149,9 +191,15 @@ class Life(Assembler):
         self._changing = None
 
     async def _open(self) -> None:
-        self._log.refresh()
+        self._log.refresh(self._observers)
+        if not self._config.enabled:
+            self._log.warning("flowlet.disabled", by=self._disabled_by)
+            return
+        if self._log.observing is not None:
+            self._log.observing.listen(self.store)
         self._registry.build_drafts()
         self._check_capabilities()
+        self._providers.is_open = True
         # Nothing below holds this object: a Flowlet that is let go must not be found by direct calls.
         registry, provide = self._registry, self._providers.provide
         runs = self._runs_class()(
@@ -176,8 +224,12 @@ class Life(Assembler):
         )
         runs.adopters["machine"], machines.runs = machines.adopt, runs
         runs.clock_moved.append(machines.look_at_clock)
+        runs.further_times.append(machines.times)
         self._providers.add_reference(Messenger, machines.messenger)
-        runs.max_payload, runs.limits = self._max_payload, self._limits
+        self._check_provided()
+        runs.providers = machines.providers = machines.messenger.providers = self._providers
+        runs.max_payload, runs.limits = self._max_payload, limits_of(self._config)
+        runs.graph_limits = graph_limits_of(self._config)
         self._runs, self._machines, self._timetable = runs, machines, timetable
         await self._store_definitions()
         await timetable.open()
@@ -210,6 +262,16 @@ class Life(Assembler):
                 "as sqlite://, or at_most_once=True"
             )
 
+    def _check_provided(self) -> None:
+        """Refuse definitions with parameters that nothing fills.
+
+        Raises:
+            DefinitionError: there are some.
+        """
+        from flowlet.runtime.lacks import check_provided
+
+        check_provided(list(self._registry.definitions.values()), self._providers)
+
     async def drain(self) -> None:
         """Begin no further step, let running ones end within the grace time, and give every run back.
 
@@ -227,13 +289,15 @@ class Life(Assembler):
             ...         await flow.drain()
             >>> anyio.run(main)
         """
-        await self._open_runs.drain(self._grace)
+        if self._config.enabled:
+            await self._open_runs.drain(self._grace)
 
     async def _store_definitions(self) -> None:
         """Keep each definition as JSON beside its runs, so that tools read a store without this code."""
         for definition in list(self._registry.definitions.values()):
-            exported = msgspec.json.encode(definition.export(), order="sorted")
-            kind = definition.export().get("kind", "machine")
+            plain = definition.export()
+            exported = msgspec.json.encode(plain, order="sorted")
+            kind = plain.get("kind", "machine")
             id = f"{RESERVED}{kind}/{definition.name}/{definition.version}"
             stored = await self.store.load(id, limit=0)
             if stored is not None and stored.snapshot == exported:
@@ -247,41 +311,39 @@ class Life(Assembler):
             except Conflict:
                 continue  # another process has just written it
 
+    def _check_enabled(self) -> None:
+        """Refuse to begin anything if nothing is to be.
+
+        Raises:
+            Disabled: it is so.
+        """
+        if not self._config.enabled:
+            raise Disabled(self._disabled_by)
+
+    def _not_open(self) -> FlowletError:
+        """Return why nothing can be done here."""
+        if not self._config.enabled:
+            return Disabled(self._disabled_by)
+        return FlowletError("this Flowlet is not open: use it inside `async with flow:`")
+
+    @property
+    def _disabled_by(self) -> str:
+        return self._config.origin("enabled") or "enabled=False of this Flowlet or of its Config"
+
     @property
     def _open_runs(self) -> Runs:
         if self._runs is None:
-            raise FlowletError("this Flowlet is not open: use it inside `async with flow:`")
+            raise self._not_open()
         return self._runs
 
     @property
     def _open_machines(self) -> Machines:
         if self._machines is None:
-            raise FlowletError("this Flowlet is not open: use it inside `async with flow:`")
+            raise self._not_open()
         return self._machines
 
     @property
     def _open_store(self) -> Store:
         if self._runs is None:
-            raise FlowletError("this Flowlet is not open: use it inside `async with flow:`")
+            raise self._not_open()
         return self.store
-
-    @overload
-    def provide(self, factory: F, /) -> F: ...
-    @overload
-    def provide(self, key: TypeForm[T], value: T, /) -> None: ...
-    def provide(self, *args: Any) -> Any:
-        """Give the value for parameters ``= provided`` of a type, or mark a function that makes it once.
-
-        Example:
-            >>> from flowlet import Flowlet
-            >>> flow = Flowlet()
-            >>> class Gateway: ...
-            >>> flow.provide(Gateway, Gateway())
-        """
-        if len(args) == 2:
-            self._providers.add_value(*args)
-            return None
-        if len(args) != 1:
-            raise TypeError("provide() takes a type and its value, or a function that makes the value")
-        self._providers.add_factory(args[0])
-        return args[0]

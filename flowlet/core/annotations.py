@@ -11,7 +11,7 @@ import inspect
 import sys
 import typing
 from collections.abc import Callable, Mapping
-from typing import Any, Final, cast
+from typing import Any, Final, NoReturn, cast
 
 import msgspec
 
@@ -26,6 +26,14 @@ class _Provided:
 
     def __repr__(self) -> str:
         return "provided"
+
+    def __getattr__(self, name: str) -> NoReturn:
+        if name.startswith("__"):  # what Python itself looks for
+            raise AttributeError(name)
+        raise AttributeError(
+            f"{name!r} was asked of a parameter `= provided` that nobody has filled: flowlet fills it in a run; a call "
+            "outside of one has to pass the value"
+        )
 
 
 provided: Final[Any] = cast(Any, _Provided())
@@ -149,8 +157,12 @@ def read_signature(
     return Signature(parameters, hints.get("return", MISSING), variadic)
 
 
-def codec_for(annotation: Any, where: object, what: str, faults: Faults) -> Codec[Any] | None:
-    """Build the codec of a type that flowlet stores, noting why there is none."""
+def codec_for(annotation: Any, where: object, what: str, faults: Faults, hint: str = "") -> Codec[Any] | None:
+    """Build the codec of a type that flowlet stores, noting why there is none.
+
+    Args:
+        hint: what else may be meant by a type that cannot be stored.
+    """
     if annotation is UNRESOLVED:
         return None
     if annotation is MISSING:
@@ -163,11 +175,11 @@ def codec_for(annotation: Any, where: object, what: str, faults: Faults) -> Code
         codec: Codec[Any] = Codec(annotation)
         foreign = _foreign_type(annotation)
     except (TypeError, ValueError, NotImplementedError, NameError) as error:
-        faults.add(where, f"{what} has a type that cannot be stored or is ambiguous: {error}")
+        faults.add(where, f"{what} has a type that cannot be stored or is ambiguous: {error}{hint}")
         return None
     if foreign is not None:
         name = getattr(foreign, "__qualname__", repr(foreign))
-        faults.add(where, f"{what} has a type that cannot be stored: {name}; make it a Struct or a dataclass")
+        faults.add(where, f"{what} has a type that cannot be stored: {name}; make it a Struct or a dataclass{hint}")
         return None
     return codec
 

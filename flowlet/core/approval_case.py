@@ -59,15 +59,15 @@ class Case:
         self, plan: ChainPlan, subject: bytes, requester: str, at: float, choose: Choose, deadline: float | None = None
     ) -> None:
         self.plan = plan
-        self.subject = subject
+        self.subject: bytes = subject
         self.requester = requester
-        self.at = at
+        self.at: float = at
         self.deadline = deadline
         self.applying: list[LevelPlan] = []
         self.stages: dict[str, Stage] = {}
         self.passed: dict[str, Stage] = {}
         self.status: ApprovalStatus | None = None
-        self.reason = ""
+        self.reason: str = ""
         self.failure: QuorumUnreachable | None = None
         self.log: list[AuditEntry] = []
         self.announcements: list[Announcement] = []

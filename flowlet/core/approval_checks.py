@@ -11,6 +11,7 @@ from typing import Any
 
 from flowlet.core.approval_levels import Level, LevelPlan
 from flowlet.core.faults import Faults, describe, nearest
+from flowlet.core.needs import refuse_provided
 from flowlet.core.retry import seconds
 from flowlet.errors import DefinitionError
 
@@ -119,6 +120,7 @@ def _check_rule(where: str, when: Any, faults: Faults) -> None:
     if not callable(when) or inspect.iscoroutinefunction(when):
         faults.add(where, "when= must be a plain function of the subject; do slow work before the chain is started")
         return
+    refuse_provided(when, where, f"when= {describe(when)}", "ask before the chain is started", faults)
     try:
         inspect.signature(when).bind(None)
     except TypeError:

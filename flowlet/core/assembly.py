@@ -17,7 +17,7 @@ from flowlet.core.bodies import StepBook, find_class_steps, find_function_steps,
 from flowlet.core.definitions import Context, RunDefinition
 from flowlet.core.faults import Faults
 from flowlet.core.pipeline import PipelineInterpretation
-from flowlet.core.pipeline_failures import OnError, describe_policy
+from flowlet.core.pipeline_failures import Handler, OnError, describe_policy
 from flowlet.core.pipeline_plan import Plan, build_plan, check_limit, check_references, result_codec
 from flowlet.core.program import Program
 from flowlet.core.retry import seconds
@@ -192,7 +192,8 @@ def build_pipeline(
 
     definition = _definition("pipeline", name, options, None, starter, wiring, interpret)
     _export_plan(plan, definition)
-    return definition
+    handlers = [policy.step for policy in plan.policies if isinstance(policy, Handler)]
+    return msgspec.structs.replace(definition, sides=(*handlers, *(closing.step for closing in plan.closings)))
 
 
 def _provided(starter: StepDefinition, context: Context, program: Program) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Any, Generic, Literal, TypeAlias, TypeVar
 
 import msgspec
 
+from flowlet.core.secrets import redact
 from flowlet.errors import BulkFailed, RunCancelled, RunTimeout
 
 T_co = TypeVar("T_co", covariant=True)
@@ -57,15 +58,22 @@ class BulkError(msgspec.Struct, Generic[T_co], frozen=True, eq=False):
         item: the item.
         error: what it failed with, at its last attempt.
         attempts: how often it was tried.
+        secrets: where in the item there is what its text must not show; see `flowlet.Secret`.
     """
 
     index: int
     item: T_co
     error: Exception
     attempts: int = 1
+    secrets: Any = None
 
     def __str__(self) -> str:
-        return f"item {self.index} ({self.item!r:.80}): {type(self.error).__name__}: {self.error}"
+        return f"item {self.index} ({self.shown}): {type(self.error).__name__}: {self.error}"
+
+    @property
+    def shown(self) -> str:
+        """The item as it may be shown, shortened."""
+        return f"{redact(self.item, self.secrets)!r:.80}"
 
 
 class Progress(msgspec.Struct, frozen=True, kw_only=True):
@@ -153,7 +161,7 @@ class BulkReport(msgspec.Struct, Generic[T_co], frozen=True, kw_only=True, eq=Fa
 
 def _noted(failed: BulkError[Any]) -> Exception:
     """Have an exception say of which item it is, where a traceback shows it."""
-    note = f"item {failed.index}: {failed.item!r:.80}"
+    note = f"item {failed.index}: {failed.shown}"
     if note not in getattr(failed.error, "__notes__", ()):
         failed.error.add_note(note)
     return failed.error

@@ -21,6 +21,10 @@ from flowlet.core.marks import step_mark
 from flowlet.core.registry import definition_of
 from flowlet.core.retry import Retry
 from flowlet.core.run import Run
+from flowlet.core.secrets import Tree, secret_tree
+
+_OPEN = (int, str, float, bool, bytes, "int", "str", "float", "bool", "bytes")
+"""Types of items that have nothing to hide."""
 
 
 class BulkFunction(msgspec.Struct, frozen=True, eq=False):
@@ -33,6 +37,7 @@ class BulkFunction(msgspec.Struct, frozen=True, eq=False):
         providers: parameters that flowlet fills.
         result: the codec of what it returns for one item; None when nothing is recorded.
         retry, timeout: those of the step, if it is one.
+        secrets: where in an item there is what is not shown; see `flowlet.Secret`.
     """
 
     name: str
@@ -42,6 +47,7 @@ class BulkFunction(msgspec.Struct, frozen=True, eq=False):
     result: Codec[Any] | None = None
     retry: Retry | None = None
     timeout: float | None = None
+    secrets: Tree | None = None
 
     @property
     def wants_run(self) -> bool:
@@ -86,7 +92,21 @@ def read_function(function: Any, namespace: Mapping[str, Any], *, batch: bool, r
         result=result,
         retry=None if mark is None else mark.retry,
         timeout=None if mark is None else mark.timeout,
+        secrets=_secrets(unwrapped, definition, namespace, batch),
     )
+
+
+def _secrets(function: Any, definition: Any, namespace: Mapping[str, Any], batch: bool) -> Tree | None:
+    """Find out what of an item is not to be shown."""
+    if isinstance(definition, RunDefinition):
+        inputs = definition.starter.inputs
+        return secret_tree(inputs[0].annotation) if inputs else None
+    written = getattr(_written(function), "__annotations__", {})
+    name = next((n for n in written if n != "return"), None)
+    if name is None or written[name] in _OPEN:
+        return None
+    annotation = resolve_hints(_written(function), namespace, Faults()).get(name)
+    return secret_tree(_element(annotation) if batch else annotation)
 
 
 def _signature(function: Any, namespace: Mapping[str, Any], faults: Faults, *, recorded: bool) -> Signature | None:

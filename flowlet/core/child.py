@@ -52,7 +52,7 @@ class Child(Generic[R_co]):
     __slots__ = ("_detached", "_program", "_starts", "id")
 
     def __init__(self, id: str, program: Program, starts: Starts, *, detached: bool) -> None:
-        self.id = id
+        self.id: str = id
         self._program = program
         self._starts = starts
         self._detached = detached

@@ -6,14 +6,19 @@ is `EncodeError` or `DecodeError` with the place in its message, never msgspec's
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
-from typing import Any, Generic, TypeVar
+from typing import Annotated, Any, Generic, TypeVar, get_origin
 
 import msgspec
 
+from flowlet.core.secrets import MASK, secret_tree
 from flowlet.errors import DecodeError, EncodeError
 
 T = TypeVar("T")
+
+_VALUE = r"(?s)^((?:Invalid (?:enum )?value|Object contains unknown field) ).*?( - at `[^`]*`)?$"
+"""Messages of msgspec that have a value in them."""
 
 _encoder = msgspec.msgpack.Encoder()
 _UNENCODABLE = (TypeError, ValueError, OverflowError, RecursionError, msgspec.MsgspecError)
@@ -47,7 +52,7 @@ class Codec(Generic[T]):
     __slots__ = ("_decode", "type")
 
     def __init__(self, type: Any) -> None:
-        self.type = type
+        self.type: Any = type
         self._decode: Callable[[bytes], T] = msgspec.msgpack.Decoder(type).decode
 
     def decode(self, data: bytes, what: str) -> T:
@@ -59,5 +64,22 @@ class Codec(Generic[T]):
         try:
             return self._decode(data)
         except _UNDECODABLE as error:
-            name = getattr(self.type, "__name__", None) or repr(self.type)
-            raise DecodeError(f"{what} does not decode to {name}: {error}") from error
+            name = _name(self.type)
+            cause = _without_value(error, self.type)
+            raise DecodeError(f"{what} does not decode to {name}: {cause}") from cause
+
+
+def _name(type: Any) -> str:
+    if get_origin(type) is Annotated:  # which would call itself that
+        return _name(type.__origin__)
+    return getattr(type, "__name__", None) or repr(type)
+
+
+def _without_value(error: Exception, type: Any) -> Exception:
+    """Return an error that shows nothing of a value in whose type there is a secret.
+
+    msgspec names the value where it is none of those that an enum or a tag allows, and names unknown fields.
+    """
+    if not isinstance(error, msgspec.MsgspecError) or secret_tree(type) is None:
+        return error
+    return error.__class__(re.sub(_VALUE, rf"\1{MASK}\2", str(error)))

@@ -36,6 +36,13 @@ class Configuration:
 
     __slots__ = ("_home", "active", "final", "fresh", "memory", "names", "restless", "state")
 
+    active: int
+    final: bool
+    fresh: bool
+    memory: Memory
+    names: tuple[str, ...]
+    restless: bool
+
     def __init__(
         self,
         names: tuple[str, ...],
@@ -49,7 +56,7 @@ class Configuration:
         fresh: bool = False,
     ) -> None:
         self.names, self.final, self._home = names, final, home
-        self.state = names[0] if state is None else state
+        self.state: str = names[0] if state is None else state
         self.active, self.memory, self.restless, self.fresh = active, memory, restless, fresh
 
     def __repr__(self) -> str:
@@ -99,6 +106,8 @@ class Configurations(Mapping[str, Configuration]):
         home: module and qualified name of its class.
         restless: the set of states that a transition without an event leaves.
     """
+
+    home: tuple[str, str]
 
     def __init__(self, tree: Tree, home: tuple[str, str], restless: int) -> None:
         self._tree, self.home, self._restless = tree, home, restless

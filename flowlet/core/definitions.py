@@ -16,6 +16,7 @@ import msgspec
 from flowlet.core.annotations import Parameter
 from flowlet.core.codec import Codec
 from flowlet.core.engine import CurrentTask, Engine
+from flowlet.core.secrets import Tree, Walk, secret_tree, secrets_of_fields, secrets_of_items
 from flowlet.core.steps import StepDefinition
 
 ASSEMBLED = "__flowlet_definition__"
@@ -65,6 +66,7 @@ class RunDefinition(msgspec.Struct, frozen=True, eq=False, kw_only=True):
         interpret: makes an `Interpretation` of one run.
         exported: the definition as plain data.
         constructor: the provided parameters with which the object of a class is built.
+        sides: what is executed beside the steps, such as what handles a failure.
         deadline: seconds after its start in which a run must have ended, or None.
         timeout: seconds that a process may spend on a run, from taking it up; None for no limit, unset for the
             limit that a `Flowlet` has for the kind.
@@ -82,13 +84,59 @@ class RunDefinition(msgspec.Struct, frozen=True, eq=False, kw_only=True):
     exported: dict[str, Any]
     homes: list[ReferenceType[Any]]
     constructor: tuple[Parameter, ...] = ()
+    sides: tuple[StepDefinition, ...] = ()
     deadline: float | None = None
     timeout: float | msgspec.UnsetType | None = None
     signals: dict[str, Codec[Any]] | None = None
 
+    @property
+    def takes_provided(self) -> bool:
+        """Whether its body or its class has parameters that flowlet fills."""
+        return bool(self.constructor or self.starter.providers)
+
     def export(self) -> dict[str, Any]:
-        """Return the definition as plain data, as it is stored beside its runs."""
-        return self.exported
+        """Return the definition as plain data, as it is stored beside its runs.
+
+        The key ``"secrets"`` is there if a type of it is marked `Secret`: trees by ``"input"``, ``"result"``,
+        ``"steps"`` (with ``"input"`` and ``"result"`` for each by its name) and ``"signals"`` (by topic), each as
+        the value is stored: inputs as a list, in the order of ``"inputs"``.
+        """
+        secrets = self.secrets()
+        return {**self.exported, "secrets": secrets} if secrets else self.exported
+
+    def secrets(self) -> dict[str, Any]:
+        """Return where secrets are in what is stored of its runs; see `flowlet.core.secrets`."""
+        walk = Walk()
+        steps = {name: _call_secrets(step, walk) for name, step in self.steps.items()}
+        signals = secrets_of_fields({topic: c.type for topic, c in (self.signals or {}).items()}, walk)
+        found = {
+            **_call_secrets(self.starter, walk),
+            "steps": {name: trees for name, trees in steps.items() if trees},
+            "signals": signals,
+        }
+        return {key: tree for key, tree in found.items() if tree}
+
+
+def _call_secrets(call: StepDefinition, walk: Walk) -> dict[str, Tree]:
+    trees = {
+        "input": secrets_of_items((p.annotation for p in call.inputs), walk),
+        "result": secret_tree(call.result.type, walk),
+    }
+    return {key: tree for key, tree in trees.items() if tree is not None}
+
+
+class GraphLimits(msgspec.Struct, frozen=True):
+    """What goes for graphs whose definition says nothing of it.
+
+    Attributes:
+        iterations: how often a node of a cycle may be executed.
+        concurrency: so many nodes execute at once; None for all that can.
+        node_timeout: seconds that an attempt of a node may take, or None.
+    """
+
+    iterations: int = 100
+    concurrency: int | None = None
+    node_timeout: float | None = None
 
 
 class Context(msgspec.Struct, frozen=True, eq=False):
@@ -99,12 +147,14 @@ class Context(msgspec.Struct, frozen=True, eq=False):
         current_task: tells the task that runs now.
         instance: the object of a class definition, built through its providers.
         provided: the values of the body's provided parameters, by name.
+        limits: those of this process for graphs.
     """
 
     engine: Engine
     current_task: CurrentTask
     instance: Any = None
     provided: dict[str, Any] = {}
+    limits: GraphLimits = GraphLimits()
 
 
 class Draft(ABC):
@@ -117,7 +167,8 @@ class Draft(ABC):
     """
 
     def __init__(self, name: str, version: str) -> None:
-        self.name, self.version = name, version
+        self.name: str = name
+        self.version: str = version
         self.built: RunDefinition | None = None
         self.keepers: list[ReferenceType[Any]] = []
 

@@ -39,6 +39,10 @@ class StepWaits(Suspended):
         failed: the attempt that has failed, if that was just now.
     """
 
+    child: str | None
+    due: float | None
+    failed: AttemptErred | None
+
     def __init__(self, child: str | None = None, due: float | None = None, failed: AttemptErred | None = None) -> None:
         self.child, self.due, self.failed = child, due, failed
         super().__init__(child, due)
@@ -172,9 +176,9 @@ class Pending:
     __slots__ = ("ended", "key", "start")
 
     def __init__(self, key: str, start: int) -> None:
-        self.key = key
-        self.start = start
-        self.ended = False
+        self.key: str = key
+        self.start: int = start
+        self.ended: bool = False
 
 
 class Parked:
@@ -183,7 +187,7 @@ class Parked:
     __slots__ = ("pending",)
 
     def __init__(self, pending: Pending) -> None:
-        self.pending = pending
+        self.pending: Pending = pending
 
     def __await__(self) -> Generator[Pending, bytes, bytes]:
         return (yield self.pending)
@@ -245,6 +249,16 @@ class Engine(Protocol):
 
     def patch(self, key: str, /) -> bool:
         """Tell whether the run takes the new path under this key: not if it is past this place already."""
+        ...
+
+    def keep(self, key: str, value: bytes | None, /) -> bytes | None:
+        """Return a setting of the process that began the run, which goes for the run in every later one.
+
+        To be asked before anything else.
+
+        Args:
+            value: the setting of this process; None for the default, of which there is no record.
+        """
         ...
 
     def done(self) -> Sequence[tuple[StepCall, bytes | None]]:

@@ -11,8 +11,11 @@ import inspect
 from collections.abc import Sequence
 from typing import Any
 
-from flowlet.core.codec import encode
-from flowlet.core.definitions import Context, Undone
+from msgspec import UNSET
+from msgspec.structs import replace
+
+from flowlet.core.codec import Codec, encode
+from flowlet.core.definitions import Context, GraphLimits, Undone
 from flowlet.core.engine import StepCall
 from flowlet.core.flights import Flights
 from flowlet.core.graph_fields import NOTHING
@@ -21,6 +24,12 @@ from flowlet.core.graph_state import GraphState
 from flowlet.core.graph_tokens import Firing
 from flowlet.core.steps import StepDefinition, encode_input
 from flowlet.errors import EdgeFailed, GraphStuck, IterationLimit, UpdateError
+
+LIMITS = "graph/limits"
+"""The key under which a run keeps the limits that it began with, if they are not the default."""
+
+_DEFAULT = GraphLimits()
+_settled_codec: Codec[tuple[int, int | None]] = Codec(tuple[int, int | None])
 
 
 class GraphInterpretation:
@@ -32,17 +41,21 @@ class GraphInterpretation:
         "_engine",
         "_finished",
         "_flights",
+        "_limits",
         "_lone",
         "_plan",
         "_state",
         "_taken",
+        "_timed",
         "_tokens",
     )
 
     def __init__(self, plan: GraphPlan, inputs: tuple[Any, ...], context: Context) -> None:
         self._plan = plan
         self._engine = context.engine
-        self._flights = Flights(context.engine, plan.max_concurrency)
+        self._limits = context.limits
+        self._timed: dict[str, StepDefinition] = {}
+        self._flights = Flights(context.engine, plan.max_concurrency or None)
         self._lone: tuple[StepCall, Firing] | None = None  # the only one there is to make
         self._tokens = plan.tokens()
         self._state = GraphState(plan.state, inputs[0])
@@ -58,6 +71,7 @@ class GraphInterpretation:
 
     async def forward(self) -> bytes:
         """Execute nodes until no token is left; return the encoded state."""
+        self._settle()
         flights = self._flights
         try:
             self._execute_all(self._tokens.begin(self._plan.entries))
@@ -85,6 +99,22 @@ class GraphInterpretation:
             )
         return self._state.data
 
+    def _settle(self) -> None:
+        """Have the run keep to the limits that it began with, so that a replay does what was done."""
+        limits, default = self._limits, _DEFAULT
+        if limits.iterations == default.iterations and limits.concurrency == default.concurrency:
+            mine = None
+        else:
+            mine = encode((limits.iterations, limits.concurrency), "the limits of graphs")
+        settled = self._engine.keep(LIMITS, mine)
+        if settled is not None:
+            iterations, concurrency = _settled_codec.decode(settled, f"the limits of graph {self._plan.name!r}")
+            self._limits = GraphLimits(iterations, concurrency, limits.node_timeout)
+        elif mine is not None:
+            self._limits = GraphLimits(node_timeout=limits.node_timeout)
+        if self._plan.max_concurrency is UNSET and self._limits.concurrency is not None:
+            self._flights = Flights(self._engine, self._limits.concurrency)
+
     async def backward(self, error: Exception) -> Undone:
         """Undo nothing: a graph has no compensation."""
         return Undone()
@@ -96,8 +126,8 @@ class GraphInterpretation:
             node, counts = self._plan.nodes[firing.node], self._counts
             count = counts[firing.node] = counts[firing.node] + 1
             key = firing.key = node.name if count == 1 else f"{node.name}#{count}"
-            if node.limit is not None and count > node.limit:
-                self._exceed(firing.node, f"node {node.name!r} was to be executed", node.limit)
+            if count > 1 and node.limit is not None and count > (limit := node.allowed(self._limits.iterations)):
+                self._exceed(firing.node, f"node {node.name!r} was to be executed", limit)
             if is_lone:
                 self._state.forget_past(firing.past)
                 self._tokens.forget_past(firing)
@@ -109,11 +139,23 @@ class GraphInterpretation:
                 self._flights.add(self._call(node, node.step, key), firing)
 
     def _call(self, node: GraphNode, step: StepDefinition, key: str) -> StepCall:
+        if self._limits.node_timeout is not None:
+            step = self._in_time(node, step)
         state, data = self._state.give()
         if node.takes is None:
             return StepCall(self._engine, step, key, (state,), data, node.owner)
         args = tuple(getattr(state, name) for name in node.takes)
         return StepCall(self._engine, step, key, args, encode_input(args), node.owner)
+
+    def _in_time(self, node: GraphNode, step: StepDefinition) -> StepDefinition:
+        """Return a node's step with the timeout that is configured, if it has none of its own and can have one."""
+        if step.timeout is not None or step.halt is not None or step.transactional:
+            return step
+        timed = self._timed.get(node.name)
+        if timed is None:
+            timed = replace(step, timeout=self._limits.node_timeout, plain=False)
+            self._timed[node.name] = timed
+        return timed
 
     def _go_on(self, firing: Firing, call: StepCall | None, value: bytes) -> None:
         """Take over what an execution has changed, and send its tokens on."""

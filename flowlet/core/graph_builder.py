@@ -20,7 +20,7 @@ from flowlet.core.graph import GraphInterpretation
 from flowlet.core.graph_checks import GraphOptions, Joint, check_joints, check_limits, check_options, is_count
 from flowlet.core.graph_fields import StateType, read_state_type
 from flowlet.core.graph_nodes import NodeDraft, build_node, build_pause, check_name, read_join
-from flowlet.core.graph_plan import GraphEdge, GraphNode, GraphPlan, make_plan
+from flowlet.core.graph_plan import ITERATIONS, GraphEdge, GraphNode, GraphPlan, make_plan
 from flowlet.core.graph_tokens import ALL
 from flowlet.core.retry import seconds
 from flowlet.core.rows import find_components
@@ -207,7 +207,7 @@ def _tie(nodes: list[GraphNode], places: Mapping[str, _Place], joints: list[Join
         nodes[number] = msgspec.structs.replace(node, edges=(*node.edges, *edges))
 
 
-def _limit(nodes: list[GraphNode], inner: Mapping[int, int], limit: int) -> None:
+def _limit(nodes: list[GraphNode], inner: Mapping[int, int], given: int | msgspec.UnsetType) -> None:
     """Limit how often the nodes are executed that lie in a cycle.
 
     A graph within keeps its own limit, which goes for each round of a cycle that leads out of it and back.
@@ -215,10 +215,13 @@ def _limit(nodes: list[GraphNode], inner: Mapping[int, int], limit: int) -> None
     Args:
         inner: how many nodes each lay in a cycle with in the graph that it comes from.
     """
+    limit, unsaid = (ITERATIONS, 1) if isinstance(given, msgspec.UnsetType) else (given, 0)
     for number, size in _cycle_sizes(nodes).items():
         own = nodes[number].limit
-        allowed = limit if own is None else own if inner.get(number) == size else own * limit
-        nodes[number] = msgspec.structs.replace(nodes[number], limit=allowed)
+        if own is not None and inner.get(number) == size:
+            continue
+        allowed = limit if own is None else own * limit
+        nodes[number] = msgspec.structs.replace(nodes[number], limit=allowed, unsaid=nodes[number].unsaid + unsaid)
 
 
 def _cycle_sizes(nodes: list[GraphNode]) -> dict[int, int]:
@@ -238,7 +241,9 @@ def describe_plan(plan: GraphPlan, parts: Parts) -> RunDefinition:
     options = parts.options
     assert is_count(options.version)
     deadline = None if options.deadline is None else seconds(options.deadline, "deadline")
-    timeout = None if options.timeout is None else seconds(options.timeout, "timeout")
+    timeout = options.timeout
+    if timeout is not None and timeout is not msgspec.UNSET:
+        timeout = seconds(timeout, "timeout")
     return RunDefinition(
         kind="graph",
         name=plan.name,
@@ -249,7 +254,7 @@ def describe_plan(plan: GraphPlan, parts: Parts) -> RunDefinition:
         steps={node.name: node.step for node in plan.nodes if node.step is not None},
         starter=_starter(plan),
         interpret=interpret,
-        exported=_export(plan, options, deadline, timeout),
+        exported=_export(plan, options, deadline, None if timeout is msgspec.UNSET else timeout),
         homes=[],
         signals={node.name: node.payload for node in plan.nodes if node.payload is not None},
     )
@@ -289,7 +294,7 @@ def _export(plan: GraphPlan, options: GraphOptions, deadline: float | None, time
         "version": options.version,
         "deadline": deadline,
         "timeout": timeout,
-        "max_concurrency": options.max_concurrency,
+        "max_concurrency": None if options.max_concurrency is msgspec.UNSET else options.max_concurrency,
         "state": plan.state.cls.__qualname__.rpartition("<locals>.")[2],
         "inputs": ["state"],
         "nodes": [_export_node(node, number in plan.entries) for number, node in enumerate(plan.nodes)],

@@ -19,13 +19,16 @@ from flowlet.errors import DefinitionError
 
 
 class GraphOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """What can be said of a graph as a whole. ``deadline`` and ``timeout`` are seconds or a timedelta."""
+    """What can be said of a graph as a whole. ``deadline`` and ``timeout`` are seconds or a timedelta.
+
+    What is unset is as the `Flowlet` on which it runs is configured.
+    """
 
     version: Any = 1
-    max_iterations: Any = 100
-    max_concurrency: Any = None
+    max_iterations: Any = msgspec.UNSET
+    max_concurrency: Any = msgspec.UNSET
     deadline: Any = None
-    timeout: Any = None
+    timeout: Any = msgspec.UNSET
 
 
 class Joint(msgspec.Struct, frozen=True, eq=False):
@@ -52,11 +55,11 @@ def check_options(where: str, options: GraphOptions, faults: Faults) -> None:
     """Note options that are out of their bounds."""
     for name in ("version", "max_iterations", "max_concurrency"):
         value = getattr(options, name)
-        if not is_count(value) and not (name == "max_concurrency" and value is None):
+        if not is_count(value) and value is not msgspec.UNSET and not (name == "max_concurrency" and value is None):
             faults.add(where, f"{name} must be a whole number of at least 1, not {value!r}")
     for name in ("deadline", "timeout"):
         value = getattr(options, name)
-        if value is not None:
+        if value is not None and value is not msgspec.UNSET:
             try:
                 seconds(value, name)
             except DefinitionError as error:

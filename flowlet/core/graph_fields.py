@@ -20,6 +20,7 @@ from flowlet.core.annotations import UNRESOLVED, codec_for, resolve_hints
 from flowlet.core.codec import Codec, encode
 from flowlet.core.compatibility import type_name
 from flowlet.core.faults import Faults, describe, nearest
+from flowlet.core.needs import refuse_provided
 from flowlet.errors import DecodeError, UpdateError
 
 Reducer = Callable[[Any, Any], Any]
@@ -179,6 +180,7 @@ def check_merge(where: str, merge: Any, faults: Faults) -> None:
         return
     if not callable(merge) or inspect.iscoroutinefunction(merge) or not _takes(merge, 2):
         faults.add(where, "merge= takes a plain function of the state and the value, which returns a dict of fields")
+    refuse_provided(merge, where, "merge=", "ask in a node, and keep the answer in the state", faults)
 
 
 def check_change_type(where: str, annotation: Any, state: StateType, what: str, faults: Faults) -> None:

@@ -21,6 +21,7 @@ from flowlet.core.graph_fields import StateType, check_change_type, check_merge
 from flowlet.core.graph_plan import GraphNode
 from flowlet.core.graph_tokens import ALL
 from flowlet.core.marks import StepMark
+from flowlet.core.needs import refuse_provided
 from flowlet.core.retry import Seconds, policy_for, seconds
 from flowlet.core.steps import StepDefinition, build_step, plain_mark
 from flowlet.errors import DefinitionError
@@ -187,6 +188,7 @@ def check_when(where: str, when: Callable[..., Any] | None, faults: Faults) -> N
     if not callable(when) or inspect.iscoroutinefunction(when):
         faults.add(where, "when= must be a plain function of the state; do slow work in a node")
         return
+    refuse_provided(when, where, f"when= {describe(when)}", "ask in a node, and keep the answer in the state", faults)
     try:
         inspect.signature(when).bind(None)
     except TypeError:

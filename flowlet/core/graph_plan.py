@@ -19,6 +19,9 @@ from flowlet.core.graph_tokens import ALL, Reach, Tokens
 from flowlet.core.rows import count_before, sort_rows
 from flowlet.core.steps import StepDefinition
 
+ITERATIONS = 100
+"""How often a node of a cycle may be executed, if nobody says otherwise."""
+
 
 class GraphEdge(msgspec.Struct, frozen=True, eq=False):
     """One edge, at its source.
@@ -50,6 +53,7 @@ class GraphNode(msgspec.Struct, frozen=True, eq=False):
         edges: what leads on from it, in the order in which they were added.
         join: how many tokens it waits for, or `ALL`.
         limit: how often it may be executed in one run, if it lies in a cycle.
+        unsaid: how many factors of that limit are `ITERATIONS` because nobody has said another one.
     """
 
     name: str
@@ -62,6 +66,13 @@ class GraphNode(msgspec.Struct, frozen=True, eq=False):
     join: int = ALL
     final: bool = False
     limit: int | None = None
+    unsaid: int = 0
+
+    def allowed(self, iterations: int) -> int:
+        """Return how often it may be executed where so many iterations take the place of `ITERATIONS`."""
+        assert self.limit is not None
+        factors: int = self.unsaid
+        return int(self.limit // ITERATIONS**factors * iterations**factors)
 
     @property
     def is_conditional(self) -> bool:
@@ -78,7 +89,7 @@ class GraphPlan(msgspec.Struct, frozen=True, eq=False):
         next_nodes: for each node what it leads to, in any case: None where that has to be asked.
         rows: for each node what its edges lead to.
         needs: for each node how many edges lead to it, in a graph where that is all there is to know: see `Counts`.
-        max_concurrency: so many nodes execute at once; None for all that can.
+        max_concurrency: so many nodes execute at once; None for all that can, unset for what is configured.
     """
 
     name: str
@@ -90,7 +101,7 @@ class GraphPlan(msgspec.Struct, frozen=True, eq=False):
     rows: tuple[tuple[int, ...], ...]
     needs: tuple[int, ...] | None
     reach: Reach
-    max_concurrency: int | None = None
+    max_concurrency: int | msgspec.UnsetType | None = msgspec.UNSET
 
     def tokens(self) -> Counts | Tokens:
         """Return the tokens of a run that has not begun."""
@@ -103,7 +114,11 @@ class GraphPlan(msgspec.Struct, frozen=True, eq=False):
 
 
 def make_plan(
-    name: str, state: StateType, nodes: tuple[GraphNode, ...], entries: tuple[int, ...], max_concurrency: int | None
+    name: str,
+    state: StateType,
+    nodes: tuple[GraphNode, ...],
+    entries: tuple[int, ...],
+    max_concurrency: int | msgspec.UnsetType | None,
 ) -> GraphPlan:
     """Put a plan together, with what can be worked out of its nodes."""
     rows = tuple(tuple(edge.target for edge in node.edges) for node in nodes)

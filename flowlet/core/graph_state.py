@@ -42,7 +42,7 @@ class GraphState:
         self._data: bytes | None = None
         self._input = b""
         self._writers: dict[str, tuple[int, str]] = {}
-        self.value = value
+        self.value: Any = value
         self.value = self._decode(self.data, "the state")  # what the caller gave stays the caller's
 
     @property

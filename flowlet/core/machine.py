@@ -19,6 +19,8 @@ from flowlet.core.hooks import EventParameters, Transition
 from flowlet.core.machine_data import DataShape, Snapshot
 from flowlet.core.machine_works import Work
 from flowlet.core.marks import Trigger
+from flowlet.core.needs import Need
+from flowlet.core.secrets import Tree, Walk, secret_tree, secrets_of_fields, secrets_of_items
 from flowlet.core.statechart import Statechart
 from flowlet.core.states import State, States
 from flowlet.errors import MachineError
@@ -54,6 +56,8 @@ class MachineDefinition(msgspec.Struct, frozen=True, eq=False, weakref=True):
         migrations: by the version they start from.
         works: what states invoke, by their names.
         runs: the definitions of the runs that do this, by their names; made when it is registered.
+        provided: the parameters that flowlet fills, of its class and its callbacks.
+        load: those of ``on_load`` among them.
     """
 
     cls: type
@@ -76,6 +80,8 @@ class MachineDefinition(msgspec.Struct, frozen=True, eq=False, weakref=True):
     migrations: Mapping[int, Migration]
     works: Mapping[str, Work]
     runs: dict[str, Any]
+    provided: tuple[Need, ...] = ()
+    load: tuple[Need, ...] = ()
 
     @property
     def events(self) -> tuple[str, ...]:
@@ -130,7 +136,29 @@ class MachineDefinition(msgspec.Struct, frozen=True, eq=False, weakref=True):
         return {p.target.state for p in plans} | {p.rescue.target.state for p in plans if p.rescue is not None}
 
     def export(self) -> dict[str, Any]:
-        """Describe the machine as plain data that JSON can hold, for tools that have not got the class."""
+        """Describe the machine as plain data that JSON can hold, for tools that have not got the class.
+
+        The key ``"secrets"`` is there if a type of it is marked `Secret`: trees by ``"data"``, ``"events"`` (by the
+        trigger's method: of the pair of positional and keyword arguments, as it is stored) and ``"results"`` (by the
+        trigger's method).
+        """
+        exported = self._export()
+        secrets = self.secrets()
+        return {**exported, "secrets": secrets} if secrets else exported
+
+    def secrets(self) -> dict[str, Any]:
+        """Return where secrets are in what is stored of it; see `flowlet.core.secrets`."""
+        walk = Walk()
+        events = {method: _argument_secrets(parameters, walk) for method, parameters in self.parameters.items()}
+        results = {method: c.type for method, c in self.results.items() if c is not None}
+        found = {
+            "data": secret_tree(self.data.struct, walk),
+            "events": {method: tree for method, tree in events.items() if tree is not None},
+            "results": secrets_of_fields(results, walk),
+        }
+        return {key: tree for key, tree in found.items() if tree}
+
+    def _export(self) -> dict[str, Any]:
         return {
             "kind": "machine",
             "name": self.name,
@@ -171,6 +199,16 @@ def _export_candidate(candidate: Candidate) -> dict[str, Any]:
         "exclusive": candidate.exclusive,
         "on_error": None if candidate.on_error is None else candidate.on_error.name,
     }
+
+
+def _argument_secrets(parameters: EventParameters, walk: Walk) -> Tree | None:
+    """Return where secrets are in a call's pair of positional and keyword arguments."""
+    known = parameters.annotations
+    pair = {
+        "0": secrets_of_items([known.get(name) for name in parameters.names], walk),
+        "1": secrets_of_fields({n: known.get(n) for n in (*parameters.names, *parameters.keywords)}, walk),
+    }
+    return {place: tree for place, tree in pair.items() if tree is not None} or None
 
 
 def _title(invoked: Any) -> str:

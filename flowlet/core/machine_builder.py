@@ -17,15 +17,17 @@ from flowlet.core.chart_checks import check_together, check_tree
 from flowlet.core.codec import Codec
 from flowlet.core.configurations import Configurations
 from flowlet.core.faults import Faults, describe
+from flowlet.core.guards import guard_leaves, guard_name
 from flowlet.core.hooks import Callback, EventParameters, event_parameters, is_async, may_wait, read_callback
 from flowlet.core.machine import MachineDefinition, Migration
 from flowlet.core.machine_checks import check_chart, check_initial, check_settings
-from flowlet.core.machine_data import Snapshot, collect_data
+from flowlet.core.machine_data import DataShape, Snapshot, collect_data
 from flowlet.core.machine_guards import GuardBinder, check_unused
 from flowlet.core.machine_hooks import HookFunctions, announcement, bind_hooks, bind_start, collect_hooks
 from flowlet.core.machine_members import Members, assigned_names, gather, refuse_kind
 from flowlet.core.machine_works import read_works
 from flowlet.core.marks import TransitionMark, is_automatic
+from flowlet.core.needs import Need, needs_of_callbacks
 from flowlet.core.statechart import Move, Statechart, Table, arrow_of
 from flowlet.core.states import State, States, collect_states
 from flowlet.core.tree import Arrow
@@ -110,6 +112,8 @@ class _Reading:
         chart = self._chart(candidates, configurations, functions, hooks)
         plans, method_plans = self._tables(candidates, configurations, hooks, chart)
         assigned = [n for n in assigned_names(self.members.all, self.cls) if n not in data.names]
+        works = read_works(self.cls, self.states.by_name, self.members, data.names, self.namespace, self.faults)
+        load = self._needs({"on_load": self.members.all.get("on_load")})
         start = self._start(functions, configurations, chart)
         at_rest = not (start.enters or start.starts or start.invokes or start.target.restless)
         initial = start.target if at_rest else start.target.unstarted()
@@ -132,9 +136,26 @@ class _Reading:
             data=data,
             snapshot=Snapshot((*data.names, *assigned)),
             migrations=dict(self.migrate),
-            works=read_works(self.cls, self.states.by_name, self.members, data.names, self.namespace, self.faults),
+            works=works,
             runs={},
+            provided=(*self._provided(functions, data), *load, *(need for w in works.values() for need in w.provided)),
+            load=load,
         )
+
+    def _provided(self, functions: HookFunctions, data: DataShape) -> tuple[Need, ...]:
+        """List what flowlet fills: of the class, and of what it calls."""
+        hooks = (*functions.enter.values(), *functions.exit.values(), functions.transition)
+        named: dict[str, Any] = {m: t.action for m, t in self.members.triggers.items()} | dict(self.members.guards)
+        named |= {getattr(h, "__name__", str(h)): h for h in hooks}
+        for mark in self.members.marks():
+            leaves = () if mark.guard is None else guard_leaves(mark.guard)
+            named |= {guard_name(leaf): leaf for leaf in leaves if not isinstance(leaf, str)}
+        own = describe(self.cls)
+        return (*(Need(own, name, annotation) for name, annotation in data.provided), *self._needs(named))
+
+    def _needs(self, functions: Mapping[str, Any]) -> tuple[Need, ...]:
+        named = {self._where(name): function for name, function in functions.items() if function is not None}
+        return tuple(needs_of_callbacks(named, self.namespace))
 
     def _check_migrations(self) -> None:
         for start, function in self.migrate.items():

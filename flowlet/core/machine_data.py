@@ -263,7 +263,7 @@ class Snapshot:
     __slots__ = ("_one", "names", "read")
 
     def __init__(self, names: tuple[str, ...]) -> None:
-        self.names = names
+        self.names: tuple[str, ...] = names
         self._one = len(names) == 1
         self.read: Callable[[Any], Any] = operator.attrgetter(*names) if names else read_nothing
 

@@ -180,13 +180,18 @@ class Fold:
 
     __slots__ = ("at", "configuration", "data", "definition", "id", "keys", "keys_after", "raised", "timers", "version")
 
+    definition: MachineDefinition
+    id: str
+    keys_after: int
+    version: int
+
     def __init__(self, definition: MachineDefinition, id: str) -> None:
         self.definition, self.id = definition, id
         self.version = self.keys_after = 0
-        self.at = 0.0
+        self.at: float = 0.0
         self.configuration: Configuration = definition.start.target
         self.timers: tuple[Timer, ...] = ()
-        self.data = NO_DATA
+        self.data: bytes = NO_DATA
         self.raised: tuple[Pending, ...] = ()
         self.keys: dict[str, tuple[str, bytes]] = {}
 

@@ -17,6 +17,7 @@ from flowlet.core.definitions import ASSEMBLED, RunDefinition
 from flowlet.core.faults import Faults, describe, nearest
 from flowlet.core.machine_members import Members
 from flowlet.core.marks import step_mark
+from flowlet.core.needs import Need
 from flowlet.core.states import State
 
 
@@ -30,6 +31,7 @@ class Work(msgspec.Struct, frozen=True, eq=False):
         annotations: the types of these, by name.
         result: the type of what it returns.
         in_run: it is a step, a saga or the like, that a run can call.
+        provided: the parameters that flowlet fills when it calls it.
     """
 
     state: str
@@ -39,6 +41,7 @@ class Work(msgspec.Struct, frozen=True, eq=False):
     annotations: Mapping[str, Any]
     result: Any
     in_run: bool
+    provided: tuple[Need, ...] = ()
 
     def given(self, machine: Any) -> dict[str, Any]:
         """Read what it is given."""
@@ -107,6 +110,7 @@ def _read(
         annotations={p.name: p.annotation for p in signature.inputs},
         result=signature.result,
         in_run=step_mark(function) is not None,
+        provided=tuple(Need(describe(function), p.name, p.annotation, in_run=True) for p in signature.providers),
     )
 
 

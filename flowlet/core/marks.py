@@ -59,6 +59,13 @@ class StateMark:
 
     __slots__ = ("default", "final", "history", "initial", "invoke", "parallel", "value")
 
+    default: StateRef | Sequence[StateRef] | None
+    final: bool
+    initial: bool
+    invoke: Callable[..., Any] | str | None
+    parallel: bool
+    value: object
+
     def __init__(
         self,
         *,

@@ -14,6 +14,7 @@ import msgspec
 
 from flowlet.core.codec import Codec
 from flowlet.core.faults import Faults, nearest
+from flowlet.core.needs import refuse_provided
 from flowlet.core.pipeline_closings import Closing, read_closings
 from flowlet.core.pipeline_failures import OTHERS, OnError, Policy, read_policies
 from flowlet.core.side_steps import known_sources
@@ -109,6 +110,7 @@ def _read_condition(function: Any, index: int, wiring: Wiring, faults: Faults) -
     except (TypeError, ValueError):
         faults.add(where, "has no signature that can be read; write a function, such as a lambda")
         return None
+    refuse_provided(function, where, "it", "ask in a step, and take what that returns", faults)
     known = known_sources(wiring)
     sources: dict[str, int] = {}
     for parameter in parameters:

@@ -8,6 +8,7 @@ through `_bind_run` and `_bind_machine`.
 from __future__ import annotations
 
 import inspect
+import sys
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -127,14 +128,14 @@ class BaseRegistry(ABC):
 
     # -------------------------------------------------------------- keeping
     def add(self, definition: Any) -> None:
-        """Keep a definition.
+        """Keep a definition. What is defined again in a notebook or at a prompt takes the place of what it was.
 
         Raises:
             DefinitionError: another definition has its name and version.
         """
         key = (definition.name, str(definition.version))
         present = self.definitions.get(key)
-        if present is not None and present is not definition:
+        if present is not None and present is not definition and not _is_typed_again(present, definition):
             raise _taken(definition.name, key[1])
         draft = self._drafts.get(key)
         if draft is not None and draft.built is not definition:
@@ -153,8 +154,9 @@ class BaseRegistry(ABC):
             self.add(draft.built)
             return
         key = (draft.name, draft.version)
-        if key in self.definitions or self._drafts.get(key, draft) is not draft:
+        if not _is_prompt() and (key in self.definitions or self._drafts.get(key, draft) is not draft):
             raise _taken(*key)
+        self.definitions.pop(key, None)
         self._drafts[key] = draft
         draft.keepers.append(weakref.ref(self))
 
@@ -164,7 +166,7 @@ class BaseRegistry(ABC):
         Raises:
             DefinitionError: another schedule has its name, or another definition that of its runs.
         """
-        if self.schedules.get(schedule.name, schedule) is not schedule:
+        if not _is_prompt() and self.schedules.get(schedule.name, schedule) is not schedule:
             raise DefinitionError([f"schedule {schedule.name!r}: the name is taken by another schedule; give name="])
         self.add(schedule.run)
         self.schedules[schedule.name] = schedule
@@ -217,6 +219,21 @@ class BaseRegistry(ABC):
     @abstractmethod
     def _bind_machine(self, definition: Any) -> type:
         """Return what takes the place of the user's class."""
+
+
+def _is_prompt() -> bool:
+    """Tell whether somebody types the program: then a cell, or a line, is often executed again."""
+    return hasattr(sys, "ps1")
+
+
+def _is_typed_again(present: Any, definition: Any) -> bool:
+    return _is_prompt() and type(present) is type(definition) and _home_of(present) == _home_of(definition)
+
+
+def _home_of(definition: Any) -> tuple[str, str] | None:
+    """Return where a definition was written, or None if it was assembled from a list of steps."""
+    target = definition.target if isinstance(definition, RunDefinition) else definition.cls
+    return None if target is None else (target.__module__, target.__qualname__)
 
 
 def _taken(name: str, version: str) -> DefinitionError:

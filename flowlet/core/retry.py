@@ -93,12 +93,12 @@ class Retry:
         for name, decider in (("stop", stop), ("retry", retry)):
             if decider is not None and (isinstance(decider, type) or not callable(decider)):
                 raise DefinitionError([f"Retry: {name} must be a tenacity {name} object, not {decider!r}"])
-        self.attempts = attempts
+        self.attempts: int = attempts
         self.wait: Any = wait if callable(wait) else seconds(wait, "Retry: wait")
-        self.backoff = float(backoff)
-        self.jitter = seconds(jitter, "Retry: jitter")
-        self.max_wait = seconds(max_wait, "Retry: max_wait")
-        self.on = kinds
+        self.backoff: float = float(backoff)
+        self.jitter: float = seconds(jitter, "Retry: jitter")
+        self.max_wait: float = seconds(max_wait, "Retry: max_wait")
+        self.on: tuple[type[Exception], ...] | tuple[type[Exception]] = kinds
         self.stop: Any = stop
         self.retry: Any = retry
 

@@ -49,10 +49,10 @@ class Run:
     __slots__ = ("_draws", "_engine", "_events", "_key", "_patches", "_program", "attempt", "id")
 
     def __init__(self, id: str, key: str, attempt: int, engine: Engine, program: Program | None = None) -> None:
-        self.id = id
+        self.id: str = id
         self._program = program
         self._key = key
-        self.attempt = attempt
+        self.attempt: int = attempt
         self._engine = engine
         self._draws = 0
         self._events: dict[str, int] | None = None

@@ -30,6 +30,7 @@ class Started(msgspec.Struct, frozen=True, array_like=True, tag="S"):
         deadline: when the run is to be undone if it has not ended, or None.
         origins: (run id, n) for each run that this one was forked from, the oldest first: its first n records,
             this one included, stand for what that run had done.
+        trace: what an observer had stored, so that those who take the run up know of its trace.
     """
 
     definition: str
@@ -39,6 +40,7 @@ class Started(msgspec.Struct, frozen=True, array_like=True, tag="S"):
     parent: str | None = None
     deadline: float | None = None
     origins: tuple[tuple[str, int], ...] = ()
+    trace: str | None = None
 
 
 class AttemptBegan(msgspec.Struct, frozen=True, array_like=True, tag="b"):

@@ -69,6 +69,8 @@ class Choice:
 
     __slots__ = ("_chart", "_configuration", "levels")
 
+    levels: tuple[tuple[Move, ...], ...]
+
     def __init__(self, chart: Statechart, configuration: Configuration, levels: tuple[tuple[Move, ...], ...]) -> None:
         self._chart, self._configuration, self.levels = chart, configuration, levels
 
@@ -143,6 +145,10 @@ class Statechart:
         timed: those that a timer makes be considered, by its key.
     """
 
+    tree: Tree
+    configurations: Configurations
+    moves: tuple[Move, ...]
+
     def __init__(
         self,
         tree: Tree,
@@ -156,8 +162,8 @@ class Statechart:
         self._enters, self._announce, self._invoking = enters, announce, invoking
         self._heard = {m.candidate.event for m in moves}
         self._plans: dict[tuple[Configuration, tuple[Move, ...]], Plan] = {}
-        self.eventless = Table(self, [m for m in moves if m.candidate.cause == "eventless"])
-        self.timed = {m.timer: Table(self, [m]) for m in moves if m.timer is not None}
+        self.eventless: Table = Table(self, [m for m in moves if m.candidate.cause == "eventless"])
+        self.timed: dict[str, Table] = {m.timer: Table(self, [m]) for m in moves if m.timer is not None}
 
     # Starting -----------------------------------------------------------------------------------
     def start(self) -> Landing:

@@ -66,7 +66,7 @@ class States:
     """
 
     def __init__(self, states: Mapping[str, State], refs: Mapping[Any, str], tree: Tree) -> None:
-        self.by_name = dict(states)
+        self.by_name: dict[str, State] = dict(states)
         self.tree = tree
         self._refs = dict(refs)
         self._short = _unique({name: _bare(state.ref) for name, state in states.items()})

@@ -23,7 +23,7 @@ from flowlet.errors import DecodeError, EncodeError
 Provide = Callable[[Any], Any]
 """Gives the value for a provided parameter's annotation."""
 
-encode_input = msgspec.msgpack.Encoder(order="deterministic").encode
+encode_input: Callable[[Any], bytes] = msgspec.msgpack.Encoder(order="deterministic").encode
 """Encodes a tuple of inputs, so that equal inputs have equal bytes."""
 
 UNENCODABLE = (TypeError, ValueError, OverflowError, RecursionError)
@@ -256,7 +256,7 @@ def build_executable(
         faults.add(function, "is a generator; a step returns one value, such as a list")
     result = codec_for(signature.result, function, "its result", faults)
     for parameter in signature.inputs:
-        codec_for(parameter.annotation, function, f"parameter {parameter.name!r}", faults)
+        codec_for(parameter.annotation, function, f"parameter {parameter.name!r}", faults, _service_hint(parameter))
     for parameter in signature.providers:
         if parameter.annotation is MISSING:
             faults.add(function, f"provided parameter {parameter.name!r} has no annotation to choose its value by")
@@ -283,6 +283,11 @@ def build_executable(
         positional=_positional(signature),
         keywords=tuple(p.name for p in signature.inputs[_positional(signature) :]),
     )
+
+
+def _service_hint(parameter: Parameter) -> str:
+    title = getattr(parameter.annotation, "__name__", None) or str(parameter.annotation)
+    return f"; if flowlet is to fill it, as with a service, write `{parameter.name}: {title} = provided`"
 
 
 def make_plain_step(

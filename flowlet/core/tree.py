@@ -80,10 +80,10 @@ class Tree:
     """
 
     def __init__(self, nodes: Sequence[Node]) -> None:
-        self.nodes = tuple(nodes)
-        self.histories = tuple(n.number for n in nodes if n.kind in ("shallow", "deep"))
+        self.nodes: tuple[Node, ...] = tuple(nodes)
+        self.histories: tuple[int, ...] = tuple(n.number for n in nodes if n.kind in ("shallow", "deep"))
         self._place = {number: place for place, number in enumerate(self.histories)}
-        self.atoms = sum(1 << n.number for n in nodes if n.kind in ("atomic", "final"))
+        self.atoms: int = sum(1 << n.number for n in nodes if n.kind in ("atomic", "final"))
         self.nothing: Memory = (0,) * len(self.histories)
 
     # What is active -----------------------------------------------------------------------------

@@ -35,7 +35,7 @@ from flowlet.diagram.source import read_source
 __all__ = ["Diagram", "DotFailed", "diagram"]
 
 
-def diagram(thing: object, /, *, active: str | Iterable[StateRef] | None = None) -> Diagram:
+def diagram(thing: object, /, *, active: StateRef | Iterable[StateRef] | None = None) -> Diagram:
     """Draw a machine, a saga, a pipeline, a graph or an approval chain.
 
     Args:
@@ -62,7 +62,7 @@ def diagram(thing: object, /, *, active: str | Iterable[StateRef] | None = None)
         ...     class Open: ...
         ...     @transition(Closed, Open)
         ...     async def push(self) -> None: ...
-        >>> print(diagram(Door, active=[Door.Closed]), end="")
+        >>> print(diagram(Door, active=Door.Closed), end="")
         stateDiagram-v2
             [*] --> Closed
             Closed

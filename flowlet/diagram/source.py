@@ -6,6 +6,7 @@ Law: nothing is called but ``export()``; a live machine is only looked at.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from enum import Enum
 from typing import Any, cast
 
 from flowlet.core.configurations import Configuration
@@ -20,7 +21,7 @@ from flowlet.errors import FlowletError
 _LIVE = "_flowlet_state"  # where the object of a machine has its configuration
 
 
-def read_source(thing: object, active: str | Iterable[StateRef] | None) -> tuple[Export, tuple[str, ...]]:
+def read_source(thing: object, active: StateRef | Iterable[StateRef] | None) -> tuple[Export, tuple[str, ...]]:
     """Return the export of what was given, and the names of what is active in it.
 
     Raises:
@@ -38,7 +39,11 @@ def read_source(thing: object, active: str | Iterable[StateRef] | None) -> tuple
         )
     if active is None:
         return exported, _names_now(thing)
-    wanted = active.split(TOGETHER) if isinstance(active, str) else active
+    wanted: Iterable[StateRef]
+    if isinstance(active, str):
+        wanted = active.split(TOGETHER)
+    else:  # an Enum class is iterable, and no state
+        wanted = [active] if isinstance(active, (type, Enum)) else active
     return exported, tuple(_name(ref, definition, exported) for ref in wanted)
 
 

@@ -6,7 +6,7 @@ Law: an alarm is a hint that a time has come; what follows from that is on recor
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import anyio
 
@@ -61,6 +61,10 @@ class Alarms:
         """See what is due: the clock has been moved."""
         if self._sooner is not None:
             self._sooner.set()
+
+    def times(self) -> Mapping[str, float]:
+        """Return when they are to ring, by id."""
+        return self._times
 
     def drop(self, id: str) -> None:
         """Ring no more for this id."""

@@ -8,7 +8,7 @@ changes nothing; that it was tried is sent to the run, for its audit, if the app
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from datetime import datetime
 from typing import Any, Protocol
 
@@ -27,6 +27,7 @@ from flowlet.core.run_records import Interrupted, RunRecord
 from flowlet.core.sizes import FRAME, check_size
 from flowlet.errors import ApprovalError, Conflict, DecisionRefused, FlowletError, RunFinished, RunParked
 from flowlet.runtime.execution import Execution
+from flowlet.runtime.iterating import readable
 from flowlet.runtime.orders import CANCEL, ORDERED, STUCK
 from flowlet.store import Head, Signal, Store, Stored, Write
 
@@ -176,15 +177,17 @@ class Approvals:
         return True
 
     # -------------------------------------------------------------- looking
-    async def audit(self, id: str) -> AsyncIterator[AuditEntry]:
+    @readable
+    async def audit(self, id: str) -> AsyncGenerator[AuditEntry, None]:
         """Yield what has happened, in order."""
         view = await self._look(id)
         for entry in view.case.log:
             yield entry
 
+    @readable
     async def inbox(
         self, definitions: Sequence[str], role: str | None, person: str | None, roles: Iterable[str] | None
-    ) -> AsyncIterator[InboxItem]:
+    ) -> AsyncGenerator[InboxItem, None]:
         """Yield what waits for a role, or for a person with these roles; everything without either."""
         held = None if roles is None else tuple(sorted(roles))
         for name in definitions:

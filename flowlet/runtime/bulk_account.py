@@ -65,12 +65,12 @@ class Account:
 
     def __init__(self, plan: BulkPlan, store: Store, host: AccountHost) -> None:
         assert plan.id is not None
-        self.id = plan.id
-        self.definition = BULK + plan.function.name
+        self.id: str = plan.id
+        self.definition: str = BULK + plan.function.name
         self.store = store
-        self.size = 0
-        self.began = 0.0
-        self.is_new = False
+        self.size: int = 0
+        self.began: float = 0.0
+        self.is_new: bool = False
         self.ended: Ended | None = None
         self.sums: BulkSums | None = None
         self._plan = plan

@@ -12,12 +12,15 @@ from time import perf_counter
 from typing import Any, Protocol, TypeAlias
 
 import anyio
+import msgspec
 
+from flowlet.core.annotations import Parameter
 from flowlet.core.bulk import Outcome
 from flowlet.core.bulk_function import BulkFunction
 from flowlet.core.retry import Retry
 from flowlet.errors import RunError, StepTimeout
 from flowlet.runtime.crew import Crew, Pair
+from flowlet.runtime.providers import Providers
 from flowlet.runtime.tasks import call_in_thread
 
 Accept: TypeAlias = Callable[[Outcome[Any, Any]], bool]
@@ -117,8 +120,9 @@ class ItemWork:
         except BaseException as error:
             outcomes = []
             problem = self._crew.judge(index, error)
-            if len(pairs) == 1 and self._retry is None:
-                outcomes = [Outcome(index, pairs[0][1], None, problem, perf_counter() - began)]
+            if len(pairs) == 1:
+                only = pairs[0][1]
+                outcomes = [await self._attempt(index, only, [only], is_list=True, failed=problem, began=began)]
         is_full = False
         for outcome in outcomes:
             is_full |= self._accept(outcome)
@@ -142,19 +146,38 @@ class ItemWork:
             return [Outcome(index, item, None, problem, seconds) for index, item in pairs]
         return [Outcome(index, item, value, None, seconds) for (index, item), value in zip(pairs, values, strict=True)]
 
-    async def _attempt(self, index: int, item: Any, given: Any, is_list: bool = False) -> Outcome[Any, Any]:
-        """Try an item as often as its policy says."""
+    async def do_again(self, index: int, item: Any, failed: Exception, began: float) -> Outcome[Any, Any]:
+        """See to one item that has failed the first time."""
+        return await self._attempt(index, item, item, failed=failed, began=began)
+
+    async def _attempt(
+        self,
+        index: int,
+        item: Any,
+        given: Any,
+        is_list: bool = False,
+        failed: Exception | None = None,
+        began: float | None = None,
+    ) -> Outcome[Any, Any]:
+        """Try an item as often as its policy says.
+
+        Args:
+            failed: what the first attempt has failed with, if that was made elsewhere.
+            began: when that was.
+        """
         attempt, clock = 1, perf_counter
-        began = clock()
+        began = clock() if began is None else began
         while True:
-            try:
-                value = await self._once(index, given, attempt)
-            except BaseException as error:
-                problem = self._crew.judge(index, error)
-            else:
-                if is_list:
-                    return self._shared_out(((index, item),), value, clock() - began)[0]
-                return Outcome(index, item, value, None, clock() - began, attempt)
+            if failed is None:
+                try:
+                    value = await self._once(index, given, attempt)
+                except BaseException as error:
+                    failed = self._crew.judge(index, error)
+                else:
+                    if is_list:
+                        return self._shared_out(((index, item),), value, clock() - began)[0]
+                    return Outcome(index, item, value, None, clock() - began, attempt)
+            problem, failed = failed, None
             delay = None
             if self._retry is not None:
                 try:
@@ -213,3 +236,21 @@ def call_of(
 
 def _too_long(name: str, timeout: float | None) -> StepTimeout:
     return StepTimeout(f"{name} did not end within {timeout} s; give it more with timeout=")
+
+
+def within_scopes(
+    function: BulkFunction, parameters: Sequence[Parameter], providers: Providers, is_cut: Callable[[], bool]
+) -> BulkFunction:
+    """Return a function that takes some of its parameters from a container, anew for each call."""
+
+    async def call(given: Any, **more: Any) -> Any:
+        scope = providers.scope(parameters)
+        assert scope is not None
+        async with scope as provide:
+            more |= {p.name: provide(p.annotation) for p in parameters}
+            if function.is_async:
+                return await function.call(given, **more)
+            _, found = await call_in_thread(lambda: (function.call(given, **more),), None, is_cut)
+            return found[0] if found else None
+
+    return msgspec.structs.replace(function, call=call, is_async=True)

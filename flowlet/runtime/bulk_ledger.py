@@ -76,8 +76,8 @@ class Ledger:
         self._codec = plan.function.result
         self._account = Account(plan, store, host)
         names = [p.name for p in plan.function.providers if p.annotation is Run]
-        self.surroundings = ItemRuns(self._account.id, host, names, self._check)
-        self.seconds = 0.0
+        self.surroundings: ItemRuns = ItemRuns(self._account.id, host, names, self._check)
+        self.seconds: float = 0.0
         self._shards: Shards
         self._operation: Operation
         self._due = anyio.Event()
@@ -193,6 +193,9 @@ class Ledger:
             return False  # the lease was lost meanwhile: somebody else has done it, or will
         record, outcome = record_item(outcome, outcome.index - shard.start, self._codec, self._host.max_payload)
         shard.pending.append((outcome, record))
+        if outcome.error is not None and self._plan.on_error != "collect":
+            # At once: until it is on record, many more items would begin.
+            self._operation.judge([o for other in self._shards.active.values() for o, _ in other.pending])
         waiting, size = len(shard.pending), self._plan.batch_size
         self._make_due(urgent=waiting >= size or shard.is_ready)
         return waiting >= 2 * size or self._operation.is_full

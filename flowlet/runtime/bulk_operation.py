@@ -6,24 +6,25 @@ is over when none of them is left. What it has come to is on it before anyone is
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterable, Awaitable, Callable, Iterator, Sequence
 from time import perf_counter
 from typing import Any, Protocol
 
 import anyio
 
 from flowlet.core.bulk import BulkReport, BulkStatus, Outcome
+from flowlet.core.bulk_function import BulkFunction
 from flowlet.core.current import run_context
 from flowlet.core.run import Run
-from flowlet.core.steps import Provide
 from flowlet.errors import RunError
-from flowlet.runtime.bulk_items import Accept, ItemWork, Pace, Surroundings
+from flowlet.runtime.bulk_items import Accept, ItemWork, Pace, Surroundings, within_scopes
 from flowlet.runtime.bulk_options import BulkPlan
 from flowlet.runtime.crew import Crew, Pair
 from flowlet.runtime.feed import Feed, in_lists, in_lists_async, number
 from flowlet.runtime.logs import Log
 from flowlet.runtime.outlet import Outlet
 from flowlet.runtime.progress import Reporter
+from flowlet.runtime.providers import Providers
 from flowlet.runtime.tally import Tally, judge
 from flowlet.runtime.tasks import Task, spawn
 
@@ -51,7 +52,7 @@ class Operation:
 
     Args:
         plan: what was asked for.
-        provide: gives the value for a provided parameter's annotation.
+        providers: give the values for provided parameters.
         outlet: takes the outcomes, if somebody wants them.
         recorder: keeps them, if it has an id.
 
@@ -61,7 +62,7 @@ class Operation:
     """
 
     def __init__(
-        self, plan: BulkPlan, provide: Provide, log: Log, outlet: Outlet | None, recorder: Recorder | None
+        self, plan: BulkPlan, providers: Providers, log: Log, outlet: Outlet | None, recorder: Recorder | None
     ) -> None:
         scope = run_context.get()
         if scope is not None and scope.inside is None:
@@ -70,20 +71,24 @@ class Operation:
             )
         self.plan = plan
         self.outlet = outlet
-        self.tally = Tally(plan.total)
-        self._provide = provide
+        self.tally: Tally = Tally(plan.total, plan.function.secrets)
+        self._providers = providers
+        self._provided: dict[str, Any] = {}
+        self._scoped: BulkFunction | None = None
         self._recorder = recorder
         self._is_too_much = judge(plan.on_error)
         self._status: BulkStatus = "completed"
-        self._reporter = Reporter(self.tally, log, plan.function.name, plan.id, plan.progress)
-        self.crew = Crew(plan.concurrency, self._reporter.glance)
+        self._reporter = Reporter(self.tally, log, plan.function.name, plan.id, plan.progress, plan.is_tracked)
+        self.crew: Crew = Crew(plan.concurrency, self._reporter.glance)
+        self._observing = log.observing
         self.error: BaseException | None = None
         self.report: BulkReport[Any] | None = None
         self.task: Task
 
     def begin(self) -> None:
         """Begin with the items."""
-        self.task = spawn(self._main, self._broke, inherits=True)
+        main = self._main if self._observing is None else self._watched
+        self.task = spawn(main, self._broke, inherits=True)
 
     async def finish(self) -> BulkReport[Any]:
         """Wait for its end; cancelled, have it end before that is raised.
@@ -108,9 +113,16 @@ class Operation:
             await self.task.done.wait()
 
     # -------------------------------------------------------------- for the main task
+    async def _watched(self) -> None:
+        from flowlet.runtime.observed_bulk import watch
+
+        assert self._observing is not None
+        await watch(self._observing, self, self._main)
+
     async def _main(self) -> None:
         try:
             self._reporter.begin()
+            await self._make_provided()
             if self._recorder is None:
                 self.begin_items(None, self.accept, self.wait_for_room)
                 status = await self.see_items_through()
@@ -132,6 +144,19 @@ class Operation:
     def _broke(self, error: BaseException) -> None:
         self.error = error
 
+    async def _make_provided(self) -> None:
+        """Have made what every item is given; what is taken from a container is taken for each item."""
+        function = self.plan.function
+        wanted = [p for p in function.providers if p.annotation is not Run]
+        if not wanted:
+            return
+        mine = [p for p in wanted if not self._providers.is_service(p.annotation)]
+        await self._providers.make(p.annotation for p in mine)
+        self._provided = {p.name: self._providers.provide(p.annotation) for p in mine}
+        if len(mine) < len(wanted):
+            taken = [p for p in wanted if p not in mine]
+            self._scoped = within_scopes(function, taken, self._providers, lambda: self.crew.is_cut)
+
     def begin_items(self, pairs: Any, accept: Accept, room: Callable[[], Awaitable[None]]) -> None:
         """Have the items done.
 
@@ -140,21 +165,21 @@ class Operation:
             accept, room: see `ItemWork`.
         """
         plan, source = self.plan, self._source(pairs)
-        provided = {p.name: self._provide(p.annotation) for p in plan.function.providers if p.annotation is not Run}
-        if self._recorder is None and self.outlet is None and plan.is_plain and not isinstance(source, Feed):
-            self.crew.begin_plainly(source, plan.function.call, self.tally, self.judge)
-            return
         work = ItemWork(
             self.crew,
-            plan.function,
+            plan.function if self._scoped is None else self._scoped,
             plan.retry,
             plan.timeout,
             None if plan.rate is None else Pace(plan.rate),
-            provided,
+            self._provided,
             accept,
             room,
             None if self._recorder is None else self._recorder.surroundings,
         )
+        if self._recorder is None and self.outlet is None and plan.is_plain and not isinstance(source, Feed):
+            again = None if plan.retry is None else work.do_again
+            self.crew.begin_plainly(source, plan.function.call, self.tally, self.judge, again)
+            return
         self.crew.begin(source, work.do_list if plan.batch else work.do)
 
     def _source(self, pairs: Any) -> Iterator[Any] | Feed:
@@ -163,8 +188,8 @@ class Operation:
             pairs = number(plan.items)
         if pairs is None:
             numbered: Iterator[Pair] = enumerate(plan.items)
-            return in_lists(numbered, plan.batch_size) if plan.batch else numbered
-        return Feed(in_lists_async(pairs, plan.batch_size) if plan.batch else pairs)
+            return in_lists(numbered, plan.list_size) if plan.batch else numbered
+        return Feed(in_lists_async(pairs, plan.list_size) if plan.batch else pairs)
 
     async def see_items_through(self) -> BulkStatus:
         """Wait until the items are done, or time is over; return how it stands.
@@ -213,8 +238,13 @@ class Operation:
         if self.outlet is not None:
             await self.outlet.wait_for_room()
 
-    def judge(self) -> None:
-        """Stop if too much has failed."""
-        if not self.crew.stopped and self._is_too_much(self.tally):
+    def judge(self, ahead: Sequence[Outcome[Any, Any]] = ()) -> None:
+        """Stop if too much has failed.
+
+        Args:
+            ahead: outcomes that are not counted yet, since they are not on record.
+        """
+        failed = self.tally.failed + sum(outcome.error is not None for outcome in ahead)
+        if not self.crew.stopped and self._is_too_much(failed, self.tally.done + len(ahead)):
             self._status = "failed"
             self.crew.stop()

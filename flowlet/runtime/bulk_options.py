@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import AsyncIterable, Callable, Iterable, Sized
-from typing import Any, Literal, TypeAlias, TypedDict
+from typing import Any, Literal, Protocol, TypeAlias, TypedDict
 
 import msgspec
+from msgspec import UNSET
 
 from flowlet.core.bulk import Progress
 from flowlet.core.bulk_function import BulkFunction
+from flowlet.core.definitions import RunDefinition
 from flowlet.core.ids import check_id
+from flowlet.core.registry import definition_of
 from flowlet.core.retry import Retry, Seconds, policy_for, seconds
 from flowlet.errors import ConfigError, DefinitionError
 
@@ -21,7 +24,24 @@ OnError: TypeAlias = Literal["collect", "stop"] | int | float
 ShowProgress: TypeAlias = bool | Callable[[Progress], object] | None
 
 BATCH = 100
-"""Items of a list, and outcomes of a commit, unless ``batch_size=`` says otherwise."""
+"""Outcomes of a commit, unless ``batch_size=`` says otherwise."""
+
+
+class Defaults(Protocol):
+    """What goes for calls that say nothing of it; see `flowlet.config.BulkConfig`."""
+
+    @property
+    def batch_size(self) -> int: ...
+    @property
+    def max_concurrency(self) -> int: ...
+    @property
+    def timeout(self) -> Seconds | None: ...
+    @property
+    def retry_attempts(self) -> int: ...
+    @property
+    def retry_delay(self) -> Seconds: ...
+    @property
+    def enable_progress_tracking(self) -> bool: ...
 
 
 class BulkOptions(TypedDict, total=False):
@@ -44,6 +64,9 @@ class BulkPlan(msgspec.Struct, frozen=True, eq=False):
 
     Attributes:
         total: how many items there are, or None if they do not tell.
+        list_size: items of a list, where the function takes lists.
+        batch_size: outcomes of a commit.
+        is_tracked: how far it is is logged.
     """
 
     function: BulkFunction
@@ -52,6 +75,7 @@ class BulkPlan(msgspec.Struct, frozen=True, eq=False):
     concurrency: int
     id: str | None
     batch: bool
+    list_size: int
     batch_size: int
     retry: Retry | None
     timeout: float | None
@@ -60,19 +84,21 @@ class BulkPlan(msgspec.Struct, frozen=True, eq=False):
     ordered: bool
     on_error: OnError
     progress: ShowProgress
+    is_tracked: bool
 
     @property
     def is_plain(self) -> bool:
-        """Whether an item is nothing but a call of the user's async function, of which nothing is kept."""
+        """Whether an item is nothing but a call of the user's async function, as long as that does not fail."""
         function = self.function
         return function.is_async and not (
-            self.batch or self.retry or function.providers or self.timeout is not None or self.rate is not None
+            self.batch or function.providers or self.timeout is not None or self.rate is not None
         )
 
 
 def make_plan(
     function: BulkFunction,
     items: Any,
+    defaults: Defaults,
     *,
     batch: Any,
     concurrency: Any,
@@ -102,18 +128,33 @@ def make_plan(
         function=function,
         items=items,
         total=len(items) if isinstance(items, Sized) else None,
-        concurrency=_count(concurrency, "concurrency"),
+        concurrency=defaults.max_concurrency if concurrency is UNSET else _count(concurrency, "concurrency"),
         id=None if id is None else check_id(id),
         batch=bool(batch),
+        list_size=defaults.batch_size if batch_size is None else _count(batch_size, "batch_size"),
         batch_size=BATCH if batch_size is None else _count(batch_size, "batch_size"),
-        retry=_policy(retry) or function.retry,
+        retry=_default_policy(function, defaults) if retry is UNSET else _policy(retry),
         timeout=function.timeout if timeout is None else _seconds(timeout, "timeout"),
-        total_timeout=None if total_timeout is None else _seconds(total_timeout, "total_timeout"),
+        total_timeout=_total_timeout(defaults.timeout if total_timeout is UNSET else total_timeout),
         rate=None if rate is None else _rate(rate),
         ordered=bool(ordered),
         on_error=_on_error(on_error),
         progress=progress,
+        is_tracked=defaults.enable_progress_tracking or bool(progress),
     )
+
+
+def _default_policy(function: BulkFunction, defaults: Defaults) -> Retry | None:
+    """Return how often an item is tried if the call does not say so: a run has retries of its own."""
+    if function.retry is not None:
+        return function.retry
+    if defaults.retry_attempts == 1 or isinstance(definition_of(function.call), RunDefinition):
+        return None
+    return Retry(defaults.retry_attempts, defaults.retry_delay)
+
+
+def _total_timeout(value: Any) -> float | None:
+    return None if value is None else _seconds(value, "total_timeout")
 
 
 def _count(value: Any, what: str) -> int:

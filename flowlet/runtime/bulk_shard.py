@@ -58,7 +58,7 @@ class Shard:
     def __init__(self, bulk: str, id: str, number: int, size: int) -> None:
         self.id = id
         self.number = number
-        self.start = number * size
+        self.start: int = number * size
         self.items: list[Any] = []
         self.count: int | None = None
         self.journal: Journal | None = None

@@ -69,9 +69,9 @@ class Shards:
         make_due: Callable[[], None],
     ) -> None:
         self.active: dict[int, Shard] = {}
-        self.count = 0
-        self.is_over = False
-        self.recorded = anyio.Event()
+        self.count: int = 0
+        self.is_over: bool = False
+        self.recorded: anyio.Event = anyio.Event()
         self._account = account
         self._operation = operation
         self._plan = operation.plan

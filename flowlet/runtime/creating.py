@@ -62,7 +62,7 @@ class CreatingRuns(StoredRuns):
     def __init__(self, store: Store, find: Find) -> None:
         super().__init__(store, find)
         self.live: dict[str, Execution] = {}
-        self.max_payload = store.capabilities.max_payload
+        self.max_payload: int | None = store.capabilities.max_payload
         self._creations: dict[RunDefinition, Write] = {}
         self._orphans: set[str] = set()
         self._ids = Ids()
@@ -215,6 +215,9 @@ class CreatingRuns(StoredRuns):
         now = self.now()
         if deadline is None and definition.deadline is not None:
             deadline = now + definition.deadline
-        if deadline is None and parent is None:
+        trace = None
+        if self.log.active and self.log.observing is not None:
+            trace = self.log.observing.trace(id, definition.name)
+        if deadline is None and parent is None and trace is None:
             return Started(definition.name, definition.version, data, now)
-        return Started(definition.name, definition.version, data, now, parent, deadline)
+        return Started(definition.name, definition.version, data, now, parent, deadline, (), trace)

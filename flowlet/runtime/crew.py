@@ -15,6 +15,7 @@ from typing import Any, TypeAlias
 
 import anyio.lowlevel
 
+from flowlet.core.bulk import Outcome
 from flowlet.errors import RunError
 from flowlet.runtime.feed import Feed
 from flowlet.runtime.percentiles import LEAST, PER_DOUBLING
@@ -24,6 +25,7 @@ from flowlet.runtime.tasks import Latch, Task, on_trio, spawn
 Pair: TypeAlias = tuple[int, Any]
 Call: TypeAlias = Callable[[Any], Awaitable[Any]]
 Do: TypeAlias = Callable[[int, Any], Awaitable[None]]
+Again: TypeAlias = Callable[[int, Any, Exception, float], Awaitable[Outcome[Any, Any]]]
 
 _EVERY = 0.005
 """Seconds after which a worker lets others run, even if its items never wait for anything."""
@@ -43,6 +45,9 @@ class Crew:
         done: set when no task of it is left.
     """
 
+    stopped: bool
+    is_cut: bool
+
     def __init__(self, concurrency: int, glance: Callable[[float], None]) -> None:
         self._concurrency = concurrency
         self._glance = glance
@@ -53,16 +58,24 @@ class Crew:
         self._look_at = 0.0
         self.error: BaseException | None = None
         self.stopped = self.is_cut = False
-        self.done = Latch()
+        self.done: Latch = Latch()
 
     # -------------------------------------------------------------- beginning and ending
-    def begin_plainly(self, source: Iterator[Pair], call: Call, tally: Tally, failed: Callable[[], None]) -> None:
+    def begin_plainly(
+        self,
+        source: Iterator[Pair],
+        call: Call,
+        tally: Tally,
+        failed: Callable[[], None],
+        again: Again | None = None,
+    ) -> None:
         """Call a function with each item, count, and keep nothing.
 
         Args:
             failed: called after a failure was counted.
+            again: tries an item further that has failed once.
         """
-        self._begin(lambda: self._work_plainly(source, call, tally, failed))
+        self._begin(lambda: self._work_plainly(source, call, tally, failed, again))
 
     def begin(self, source: Iterator[Pair] | Feed, do: Do) -> None:
         """Have each item seen to; what ``do`` raises breaks the crew, so it keeps the errors of items."""
@@ -130,7 +143,9 @@ class Crew:
             self.fail(error)
 
     # -------------------------------------------------------------- working
-    async def _work_plainly(self, source: Iterator[Pair], call: Call, tally: Tally, failed: Callable[[], None]) -> None:
+    async def _work_plainly(
+        self, source: Iterator[Pair], call: Call, tally: Tally, failed: Callable[[], None], again: Again | None
+    ) -> None:
         first = None if self.stopped else next(source, None)  # hired, and stopped before it began
         if first is None:
             return
@@ -144,11 +159,19 @@ class Crew:
                 problem: Exception | None = self.judge(index, error)
             else:
                 problem = None
-            ended = clock()
-            counts[int(log2(ended - began + LEAST) * PER_DOUBLING)] += 1
-            if problem is not None:
-                tally.fail(index, item, problem)
-                failed()
+            if problem is None:
+                ended = clock()
+                counts[int(log2(ended - began + LEAST) * PER_DOUBLING)] += 1
+            else:
+                attempts = 1
+                if again is not None:
+                    outcome = await again(index, item, problem, began)
+                    problem, attempts = outcome.error, outcome.attempts
+                ended = clock()
+                counts[int(log2(ended - began + LEAST) * PER_DOUBLING)] += 1
+                if problem is not None:
+                    tally.fail(index, item, problem, attempts)
+                    failed()
             if ended >= self._look_at and not await self._look(ended):
                 return
 

@@ -32,7 +32,13 @@ _enter, _leave = run_context.set, run_context.reset
 
 
 class LocalEngine(EffectsEngine):
-    """The engine of one run in this process."""
+    """The engine of one run in this process.
+
+    Attributes:
+        plain_up_to: bytes of input that the plainest steps may have to be executed right in `perform`.
+    """
+
+    plain_up_to: int = ALWAYS_FITS
 
     async def perform(self, call: StepCall, /) -> bytes:
         """Start one step and wait for its encoded result."""
@@ -58,7 +64,7 @@ class LocalEngine(EffectsEngine):
         if definition.special:
             return await self._perform_pending(self._start(start, call))
         try:
-            if definition.plain and len(call.input) <= ALWAYS_FITS:
+            if definition.plain and len(call.input) <= self.plain_up_to:
                 # The plain case in one piece: every call saved here is paid by each step of each run.
                 token = _enter(call)
                 try:
@@ -114,9 +120,9 @@ class LocalEngine(EffectsEngine):
 
     def _was_cut(self) -> None:
         """Take note that a cancellation has passed through a wait for steps."""
-        self.cut = True
+        self.cut: bool = True
         if self.over is None:
-            self.over = self.ordered
+            self.over: Exception | None = self.ordered
 
     async def _perform_pending(self, pending: LocalPending) -> bytes:
         await self.first((pending,))

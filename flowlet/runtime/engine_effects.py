@@ -58,7 +58,9 @@ class EffectsEngine(LaneEngine):
         if not self.forced and any(p.call.definition.pivot and p.start in self._ended() for p in self._open.values()):
             self.reread()
         await self._halt_children()
-        self.order, self.interrupted, self.committed = None, True, False
+        self.order: Exception | None = None
+        self.interrupted: bool = True
+        self.committed: bool = False
         self.journal.pending.append(pack(("i", self._stamp(), self.describe(order))))
         await self._end_halted()
         self.journal.status = COMPENSATING
@@ -117,7 +119,8 @@ class EffectsEngine(LaneEngine):
             self._stop_wait(wait)
         if self._inbox is not None:
             self._inbox.clear()
-        self._fresh, self._landed, self.cut = [], [], False
+        self._fresh, self._landed = [], []
+        self.cut: bool = False
 
     async def judge_cut(self) -> NoReturn:
         """Find out why a wait for steps was cut off: the task is cancelled, or the body went on without them.

@@ -66,7 +66,7 @@ class LaneEngine(WaitingEngine):
             if call.definition.plain and not past and not call.spent and len(call.input) <= ALWAYS_FITS:
                 value = await self._attempt_plainly(pending, records)
             else:
-                saver = _TaskSaver(self._post, pending)
+                saver = TaskSaver(self._post, pending)
                 value = await self._runner.attempt(pending.start, call, past, saver, records)
         except Exception as error:
             failure = error
@@ -91,7 +91,7 @@ class LaneEngine(WaitingEngine):
         try:
             result = await call.definition.function(*call.args)
         except Exception as error:
-            saver = _TaskSaver(self._post, pending)
+            saver = TaskSaver(self._post, pending)
             return await runner.fail(pending.start, call, began, began, error, saver, records)
         return runner.record_value(pending.start, call, began, result, records)
 
@@ -155,7 +155,7 @@ class _StepJob:
             self._engine.note_stopped(self._pending)
 
 
-class _TaskSaver:
+class TaskSaver:
     """Saves for a step that runs in a task of its own: the journal has one writer, the interpreter's task."""
 
     __slots__ = ("_pending", "_post")

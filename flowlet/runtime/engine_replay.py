@@ -181,6 +181,19 @@ class ReplayingEngine(msgspec.Struct, eq=False):
         self.journal.pending.append(pack(("n", key, b"", self._stamp())))
         return True
 
+    def keep(self, key: str, value: bytes | None, /) -> bytes | None:
+        """Return a setting that the run began with, or have it begin with this one."""
+        if self._replay:
+            front = self._replay[0]
+            if not isinstance(front, Noted) or front.key != key:
+                return None
+            self._pop()
+            return front.value
+        if value is None or self._attempts or self._begun or self._timers or self._published:
+            return None
+        self.journal.pending.append(pack(("n", key, value, self._stamp())))
+        return value
+
     def _forget_patches(self) -> None:
         """Skip answers to `patch` that the code does not ask for any more: only its new path is left."""
         while self._replay and _is_patch(self._replay[0]):

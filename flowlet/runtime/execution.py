@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from types import CodeType
-from typing import Any
+from typing import Any, ClassVar
 
 import anyio
 
@@ -27,13 +27,21 @@ from flowlet.runtime.steps import StepRunner
 
 
 class Execution(Ending):
-    """One run in this process."""
+    """One run in this process.
+
+    Attributes:
+        engine_class, runner_class: what its engine is made of.
+    """
+
+    engine_class: ClassVar[type[LocalEngine]] = LocalEngine
+    runner_class: ClassVar[type[StepRunner]] = StepRunner
 
     # -------------------------------------------------------------- in the caller's task
     async def run_here(self, inputs: tuple[Any, ...], records: Sequence[RunRecord]) -> Any:
         """Execute the run in the caller's task; if the caller is cancelled, the run goes on without it."""
         try:
-            interpretation = self._interpret(inputs, records)
+            is_ready = not self.definition.takes_provided or await self._make_provided()
+            interpretation = self._interpret(inputs, records) if is_ready else None
             if interpretation is None:
                 await self._park_unbegun()
                 return
@@ -77,7 +85,8 @@ class Execution(Ending):
     async def run_aside(self, records: Sequence[RunRecord], *, resumed: bool = False) -> None:
         """Execute the run in this task, which is flowlet's own."""
         try:
-            interpretation = self._interpret(None, records, resumed=resumed)
+            is_ready = not self.definition.takes_provided or await self._make_provided()
+            interpretation = self._interpret(None, records, resumed=resumed) if is_ready else None
             if interpretation is None:
                 await self._park_unbegun()
                 return
@@ -140,6 +149,17 @@ class Execution(Ending):
             await engine.judge_cut()
         return value
 
+    async def _make_provided(self) -> bool:
+        """Have made what the body or the class takes; where that fails, set ``error`` and return False."""
+        definition, providers = self.definition, self._host.providers
+        if providers is not None:
+            try:
+                await providers.make(p.annotation for p in (*definition.constructor, *definition.starter.providers))
+            except Exception as error:
+                self.error = error
+                return False
+        return True
+
     def _interpret(
         self, inputs: tuple[Any, ...] | None, records: Sequence[RunRecord], *, resumed: bool = False
     ) -> Interpretation | None:
@@ -153,11 +173,13 @@ class Execution(Ending):
                 arguments = {p.name: self._host.provide(p.annotation) for p in definition.constructor}
                 self._instance = definition.target(**arguments)
         except Exception as error:
-            self.error = error
+            self.error: BaseException | None = error
             return None
         journal, host = self.journal, self._host
-        runner = StepRunner(journal, host, definition.name, records[0].at, records[0].at)
-        engine = self._engine = LocalEngine(journal.id, journal, host, definition, runner, self._instance, resumed)
+        runner = self.runner_class(journal, host, definition.name, records[0].at, records[0].at)
+        engine = self._engine = self.engine_class(
+            journal.id, journal, host, definition, runner, self._instance, resumed
+        )
         if len(records) > 1:
             engine.repeat(records)
         if self._order is not None:
@@ -171,7 +193,7 @@ class Execution(Ending):
         except Exception as error:
             self.error = error
             return None
-        context = Context(engine, self._host.current_task, self._instance, provided)
+        context = Context(engine, self._host.current_task, self._instance, provided, self._host.graph_limits)
         return definition.interpret(context, inputs)
 
     def _provide(self, parameters: Sequence[Parameter]) -> dict[str, Any]:
@@ -233,7 +255,7 @@ class Execution(Ending):
     @property
     def frames(self) -> tuple[CodeType, ...]:
         """The code whose frames hold this object, in the traceback of what a body raises."""
-        return _FRAMES
+        return FRAMES
 
 
-_FRAMES = (Execution.run_here.__code__, Execution.run_aside.__code__, Execution._go_forward.__code__)
+FRAMES = (Execution.run_here.__code__, Execution.run_aside.__code__, Execution._go_forward.__code__)

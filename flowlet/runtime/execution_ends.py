@@ -15,7 +15,7 @@ from typing import Any, Literal, Protocol
 import msgspec
 
 from flowlet.core.codec import pack
-from flowlet.core.definitions import Interpretation, RunDefinition, Undone
+from flowlet.core.definitions import GraphLimits, Interpretation, RunDefinition, Undone
 from flowlet.core.engine import Decided, Suspended
 from flowlet.core.failures import describe_failure
 from flowlet.core.run_records import Attention, Ended, EndStatus, Parked, RunRecord, StuckStatus
@@ -39,6 +39,7 @@ class ExecutionHost(Host, Protocol):
     """What an execution needs of the process it runs in."""
 
     current_task: Callable[[], object]
+    graph_limits: GraphLimits
     make_breaker: Callable[[], Breaker]
 
     def now(self) -> float:

@@ -6,6 +6,7 @@ is recorded has its time. A store that goes by real time has no such clock, and 
 
 from __future__ import annotations
 
+import math
 import time
 from typing import Any
 
@@ -13,6 +14,7 @@ import anyio
 
 from flowlet.runtime.runs import Runs
 from flowlet.runtime.tasks import Task, spawn
+from flowlet.store import Head
 
 _EVERY = 0.002
 """Seconds of real time between two readings."""
@@ -22,6 +24,7 @@ class HandRuns(Runs):
     """The runs of one `Flowlet` over such a store."""
 
     _follower: Task | None = None
+    _pauses: tuple[float, ...] = ()  # until when steps wait for their next attempts
 
     def now(self) -> float:
         """Return the time of the store's clock."""
@@ -42,8 +45,14 @@ class HandRuns(Runs):
         """Wait between two attempts of a step, by the same clock."""
         until = self.now() + seconds
         await super().pause(0.0)
-        while self.now() < until and not self.closing:
-            await super().pause(_EVERY)
+        self._pauses = (*self._pauses, until)
+        try:
+            while self.now() < until and not self.closing:
+                await super().pause(_EVERY)
+        finally:
+            left = list(self._pauses)
+            left.remove(until)
+            self._pauses = tuple(left)
 
     async def open(self) -> None:
         """Begin, and follow the clock."""
@@ -65,7 +74,46 @@ class HandRuns(Runs):
             reading = self.now()
             if reading != seen:
                 seen = reading
-                for look in self.clock_moved:
-                    look()
-                self.worker.nudge(beat=True)
+                self.notice()
             await anyio.sleep(_EVERY)
+
+    def notice(self) -> None:
+        """See what is due now that the clock has been moved."""
+        for look in self.clock_moved:
+            look()
+        self.worker.nudge(beat=True)
+
+    def busy(self) -> list[str]:
+        """Return the ids of the runs that are executed here, and wait for no time of the clock."""
+        ids = [id for id in self.live if id not in self._dozes.times()]
+        waiting = sum(until > self.now() for until in self._pauses)  # whose they are is not known
+        return ids[waiting:]
+
+    def is_looking(self) -> bool:
+        """Tell whether the worker is about to look for work, or something that rings is about to."""
+        if not self.worker.is_idle:
+            return True
+        now = self.now()
+        return any(at <= now for at in self._times())
+
+    async def next_due(self, after: float, until: float) -> float | None:
+        """Return the first time at which something falls due, behind one time and not behind another."""
+        stored = [head.wake for head in await self._heads(until) if head.wake is not None]
+        return min((at for at in (*self._times(), *stored) if after < at <= until), default=None)
+
+    async def has_due(self) -> bool:
+        """Tell whether there is something in the store whose time has come."""
+        return bool(await self._heads(self.now()))
+
+    def _times(self) -> list[float]:
+        own = (*self._alarms.times().values(), *self._dozes.times().values(), *self._pauses)
+        return [*own, *(at for times in self.further_times for at in times().values())]
+
+    async def _heads(self, until: float) -> list[Head]:
+        """Return what has not ended and falls due up to a time."""
+        found: list[Head] = []
+        after = 0
+        while heads := await self._store.scan(wake_before=math.nextafter(until, math.inf), after=after):
+            found += [head for head in heads if head.closed is None]
+            after = heads[-1].order
+        return found

@@ -6,7 +6,7 @@ one or in none changes only how soon the answer comes.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from typing import Any, Generic, Literal, Protocol, TypeAlias, TypeVar, cast, overload
 
 import msgspec
@@ -25,6 +25,7 @@ from flowlet.core.run_records import (
     RunRecord,
 )
 from flowlet.errors import ApprovalRejected
+from flowlet.runtime.iterating import readable
 from flowlet.runtime.orders import Orders
 from flowlet.runtime.report import RunReport, build_report, name_failure
 from flowlet.store import Head
@@ -91,7 +92,7 @@ class Handle(Generic[R_co]):
     __slots__ = ("_definition", "_source", "id")
 
     def __init__(self, id: str, source: HandleSource, definition: RunDefinition | None = None) -> None:
-        self.id = id
+        self.id: str = id
         self._source = source
         self._definition = definition
 
@@ -201,12 +202,14 @@ class Handle(Generic[R_co]):
         made = await self._source.orders.fork(self.id, from_step, id, self._definition)
         return Handle(made, self._source, self._definition)
 
-    async def history(self) -> AsyncIterator[Record]:
+    @readable
+    async def history(self) -> AsyncGenerator[Record, None]:
         """Yield the run's records in order, without loading them all."""
         async for seq, record in self._source.stream(self.id):
             yield _show(seq, record)
 
-    async def events(self) -> AsyncIterator[Record]:
+    @readable
+    async def events(self) -> AsyncGenerator[Record, None]:
         """Yield the run's records as they are stored, from its first one until it has ended, wherever it is executed.
 
         Raises:

@@ -47,8 +47,8 @@ class Lanes:
         self._broke = broke
         self._waited = 0
         self.queue: deque[Job] = deque()
-        self.fresh = 0  # lanes that have not begun
-        self.context = copy_context()
+        self.fresh: int = 0  # lanes that have not begun
+        self.context: Context = copy_context()
         self.context.run(leave_contexts)
 
     def go(self, most: int = 1) -> None:

@@ -8,7 +8,11 @@ is imported when there is something to say; a user who wants the events has impo
 from __future__ import annotations
 
 import sys
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from flowlet.runtime.observing import Observing
 
 
 class Log:
@@ -16,18 +20,33 @@ class Log:
 
     Attributes:
         active: False when nobody can be listening to info events, so that building them is saved.
+        observing: tells the observers of the `Flowlet`; None when there are none. Ask `active` first.
     """
 
-    __slots__ = ("_structlog", "active")
+    __slots__ = ("_structlog", "active", "observing")
 
     def __init__(self) -> None:
-        self.active = False
+        self.active: bool = False
+        self.observing: Observing | None = None
         self.refresh()
 
-    def refresh(self) -> None:
-        """Look whether structlog has been imported by anybody."""
+    def refresh(self, observers: Sequence[Any] = ()) -> None:
+        """Look whether structlog has been imported by anybody, and take note of the observers there are."""
         self._structlog: Any = sys.modules.get("structlog")
-        self.active = self._structlog is not None
+        self.observing = None
+        shows_context = self._shows_context()
+        if observers or shows_context:
+            from flowlet.runtime.observing import LogContext, Observing
+
+            listening = [*observers, LogContext(self._structlog)] if shows_context else observers
+            self.observing = Observing(listening, self, of_machines=bool(observers))
+        self.active = self._structlog is not None or self.observing is not None
+
+    def _shows_context(self) -> bool:
+        """Tell whether what is bound to context variables would be seen in lines of the user's own."""
+        if self._structlog is None or not self._structlog.is_configured():
+            return False
+        return self._structlog.contextvars.merge_contextvars in self._structlog.get_config()["processors"]
 
     def debug(self, event: str, **fields: Any) -> None:
         """Tell of a detail, if structlog is configured."""

@@ -7,9 +7,9 @@ store has acknowledged it the machine is not moved. Whatever leaves the outcome 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import anyio
 import msgspec
@@ -53,6 +53,7 @@ class Bond:
         raised: what that record says is still to be handled.
         keys: trigger and encoded result of what runs have fired, by their key.
         conflict: the last conflict of an append of this bond.
+        is_observed: it is an `ObservedBond`, which tells of transitions.
         at: the time of the last transition, in seconds of the store's clock.
         leased: this process owns the machine at the moment.
         fence: that must not have moved, if it is known.
@@ -83,17 +84,28 @@ class Bond:
         "version",
     )
 
+    is_observed: ClassVar[bool] = False
+
+    definition: MachineDefinition
+    id: str
+    keys_after: int
+    leased: bool
+    office: Office
+    snapshot_at: int
+    stale: bool
+    version: int
+
     def __init__(self, office: Office, definition: MachineDefinition, id: str) -> None:
         self.office, self.definition, self.id = office, definition, id
         self.version = self.snapshot_at = self.keys_after = 0
         self.values: tuple[Any, ...] = ()
-        self.data = b""
+        self.data: bytes = b""
         self.raised: tuple[Pending, ...] = ()
         self.keys: dict[str, tuple[str, bytes]] = {}
         self.stale = self.leased = self._unsure = False
         self.fence: int | None = None
         self.conflict: Conflict | None = None
-        self.at = 0.0
+        self.at: float = 0.0
         self.timers: Running = {}
         self._stored_timers: Running = self.timers
         self._flowlet_turn: Turn | None = None
@@ -591,6 +603,10 @@ class Bond:
             except Exception as error:
                 # It runs out by itself when this process ends; until then others cannot take the machine.
                 self.office.log.warning("machine.lease_kept", machine=self.id, error=repr(error))
+
+    async def watch(self, machine: Any, plan: Plan, follow: Callable[[], Awaitable[Any]]) -> Any:
+        """Make a transition and tell observers of it; see `ObservedBond`."""
+        raise NotImplementedError
 
     # Logs ---------------------------------------------------------------------------------------
     def log_committed(self, record: Moved) -> None:

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from typing import Any, cast
 
 from flowlet.core.chart import Plan
+from flowlet.core.configurations import Configuration
 from flowlet.core.current import machine_context, run_context
 from flowlet.core.guards import guard_failure
 from flowlet.core.hooks import EventParameters, Transition, refuse_awaitable
@@ -31,7 +32,7 @@ class Happening:
         self._made: Transition | None = None
         self._committed = False
         self.error: BaseException | None = None
-        self.target = None if plan is None else plan.target
+        self.target: Configuration | None = None if plan is None else plan.target
 
     def commit(self) -> None:
         """Have the transition described anew after the commit, with its version and time."""

@@ -116,7 +116,7 @@ async def begin(machine: Any, bond: Bond | None, turn: Turn, definition: Machine
 
 async def start(machine: Any) -> None:
     """Start a machine that has not been started; a stored one has."""
-    if type(machine._flowlet_turn) is Bond:
+    if isinstance(machine._flowlet_turn, Bond):
         return
     turn = await take(machine, "the start")
     if turn is None:
@@ -166,10 +166,10 @@ async def handle(
         MachineError: it was awaited inside a callback of the same machine.
     """
     held = machine._flowlet_turn
-    if type(held) is Bond:
-        return await _handle_stored(machine, held, definition, table, event, args, kwargs)
     if held is None:
         turn = open_turn(machine)
+    elif isinstance(held, Bond):
+        return await _handle_stored(machine, held, definition, table, event, args, kwargs)
     else:
         waited = await wait(machine, held, event)
         if waited is None:

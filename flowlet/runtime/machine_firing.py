@@ -35,7 +35,7 @@ AGAIN = 1.0
 
 async def fire_due(machine: Any) -> None:
     """Handle what is due of a machine without a store."""
-    turn = None if type(machine._flowlet_turn) is Bond else await take(machine, "a timer's")
+    turn = None if isinstance(machine._flowlet_turn, Bond) else await take(machine, "a timer's")
     if turn is None:
         return  # it has got a store meanwhile, which has the timers now
     timers: LooseTimers = getattr(machine, TIMERS)

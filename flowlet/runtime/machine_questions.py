@@ -49,7 +49,7 @@ class Answer:
     async def _ask(self) -> bool:
         machine = self._machine
         bond = machine._flowlet_turn
-        if type(bond) is not Bond:
+        if not isinstance(bond, Bond):
             bond = None
         elif bond.stale:
             await _catch_up(machine, bond, self._ref.event)
@@ -128,7 +128,7 @@ def _queue(
     machine: Any, event: str, method: str | None, args: tuple[Any, ...], kwargs: dict[str, Any], after: Seconds | None
 ) -> None:
     bond = machine._flowlet_turn
-    seat = bond if type(bond) is Bond else machine
+    seat = bond if isinstance(bond, Bond) else machine
     turn: Turn | None = seat._flowlet_turn
     if turn is None or (turn is not BUSY and not is_inside(turn)):
         outside = "was called outside of the machine's hooks and actions"

@@ -8,6 +8,7 @@ commit is an assignment, or, for a machine with a store, one append made by its 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from flowlet.core.chart import Landing, Plan
@@ -30,12 +31,18 @@ async def follow(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     key: str | None = None,
+    *,
+    is_watched: bool = False,
 ) -> Any:
     """Make one transition: exit hooks, action, commit, enter hooks, ``on_transition``.
 
     Args:
         key: the idempotency key of the run that fires it.
+        is_watched: observers have been told of it.
     """
+    if bond is not None and bond.is_observed and not is_watched:
+        watched = partial(follow, machine, bond, turn, plan, args, kwargs, key, is_watched=True)
+        return await bond.watch(machine, plan, watched)
     if plan.automatic:
         kwargs = taken_of(plan.parameters, kwargs)
     happening = None if plan.plain else Happening(bond, plan, plan.parameters.who(args, kwargs))
@@ -162,7 +169,7 @@ async def act_for_heir(
         held: the turn or bond that the machine holds.
         definition: of the base class, which has nothing to say about the machine.
     """
-    bond = held if type(held) is Bond else None
+    bond = held if isinstance(held, Bond) else None
     turn = held if bond is None else bond._flowlet_turn
     if turn is None or (turn is not BUSY and not is_inside(turn)):
         heir = type(machine).__qualname__

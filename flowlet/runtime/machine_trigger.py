@@ -39,6 +39,11 @@ class EventRef:
 
     __slots__ = ("definition", "event", "method", "table")
 
+    definition: MachineDefinition
+    event: str
+    method: str
+    table: Plans
+
     def __init__(self, definition: MachineDefinition, event: str, method: str, table: Plans) -> None:
         self.definition, self.event, self.method, self.table = definition, event, method, table
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import msgspec
 
@@ -21,7 +21,10 @@ from flowlet.core.current import run_context
 from flowlet.core.machine import MachineDefinition
 from flowlet.core.machine_works import Work
 from flowlet.core.marks import step
-from flowlet.core.run import Run
+from flowlet.core.run import Run, current_run
+from flowlet.core.secrets import Secret, secrets_of_fields
+from flowlet.errors import MachineError
+from flowlet.runtime.providers import Providers
 from flowlet.runtime.tasks import Task, spawn
 from flowlet.runtime.turns import Raised, leave, take
 
@@ -88,6 +91,9 @@ class LooseWork:
 async def outcome_of(work: Work, machine: Any, given: dict[str, Any]) -> Outcome:
     """Do the work; return the event that it ends with."""
     try:
+        for need in work.provided:
+            what = f"parameter {need.name!r} of {need.where}"
+            raise MachineError(f"{what} is provided by a Flowlet, and this machine has none; use flow.create")
         value = await (work.function(machine, **given) if work.method else work.function(**given))
     except Exception as error:
         return work.failed, {"error": error}
@@ -103,9 +109,20 @@ class Messenger:
         find: returns the live machine, or loads it.
     """
 
+    tell: Callable[..., Any]
+    find: Callable[..., Any]
+
     def __init__(self, tell: Callable[..., Any], find: Callable[..., Any]) -> None:
         self.tell, self.find = tell, find
+        self.providers: Providers | None = None
         self.outcomes: dict[str, Outcome] = {}
+
+    async def given(self, work: Work) -> dict[str, Any]:
+        """Return what fills the parameters of work that flowlet fills."""
+        assert self.providers is not None
+        await self.providers.make(need.annotation for need in work.provided)
+        provide = self.providers.provide
+        return {n.name: current_run() if n.annotation is Run else provide(n.annotation) for n in work.provided}
 
 
 def run_name(definition: MachineDefinition, work: Work) -> str:
@@ -123,12 +140,16 @@ def make_body(definition: MachineDefinition, work: Work) -> Callable[..., Any]:
 
     async def do(machine: str, given: bytes, messenger: Messenger = provided) -> Any:
         named = _typed(work, given)
+        if work.provided:
+            named |= await messenger.given(work)
         if work.method:
             return await work.function(await messenger.find(definition, machine), **named)
         return await work.function(**named)
 
+    # Encoded in one piece, what is given has nothing in it that could be masked by itself.
+    sealed = bytes if secrets_of_fields(work.annotations) is None else Annotated[bytes, Secret]
     do.__annotations__ = {
-        "machine": str, "given": bytes, "messenger": Messenger,
+        "machine": str, "given": sealed, "messenger": Messenger,
         "return": msgspec.Raw if work.result is None else work.result,
     }  # fmt: skip
     done = step(name="work")(do)
@@ -153,7 +174,7 @@ def make_body(definition: MachineDefinition, work: Work) -> Callable[..., Any]:
         finally:
             messenger.outcomes.pop(run.id, None)
 
-    body.__annotations__ = {"machine": str, "given": bytes, "run": Run, "messenger": Messenger, "return": None}
+    body.__annotations__ = {"machine": str, "given": sealed, "run": Run, "messenger": Messenger, "return": None}
     return body
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import itertools
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from functools import partial
 from typing import Any, TypeVar
 from weakref import WeakValueDictionary
@@ -26,7 +26,6 @@ from flowlet.core.machine_records import Fold, Moved, check_complete, read_recor
 from flowlet.errors import (
     Conflict,
     DefinitionError,
-    HistoryMismatch,
     IdConflict,
     MachineError,
     RunError,
@@ -34,6 +33,7 @@ from flowlet.errors import (
     StoreUnavailable,
 )
 from flowlet.runtime.alarms import Alarms
+from flowlet.runtime.iterating import readable
 from flowlet.runtime.logs import Log
 from flowlet.runtime.machine_bond import EVERY, PAGE, Bond
 from flowlet.runtime.machine_driver import continue_raised, is_interrupted
@@ -41,6 +41,7 @@ from flowlet.runtime.machine_firing import fire_stored, start_stored, tell_store
 from flowlet.runtime.machine_install import definition_of
 from flowlet.runtime.machine_office import KIND, Busy, Office
 from flowlet.runtime.machine_works import Messenger, Outcome, run_name
+from flowlet.runtime.providers import Providers
 from flowlet.runtime.runs import Runs
 from flowlet.runtime.tasks import Task, spawn
 from flowlet.runtime.turns import Turn, depart, leave, move, take
@@ -77,12 +78,18 @@ class Machines:
         find: Callable[[str], MachineDefinition | None] | None = None,
     ) -> None:
         self._find = find
-        self.messenger = Messenger(self._tell, lambda definition, id: self.load(definition.cls, id))
+        self.messenger: Messenger = Messenger(self._tell, lambda definition, id: self.load(definition.cls, id))
         owner = worker if callable(worker) else (lambda: worker)
         self._office = Office(
             store, now, owner, secrets.randbits(62), log, provide, max_payload, self._alarm, self._begin, self._halt
         )
+        self._bond_class = Bond
+        if log.observing is not None and log.observing.of_machines:
+            from flowlet.runtime.observed_machines import ObservedBond
+
+            self._bond_class = ObservedBond
         self.runs: Runs | None = None
+        self.providers: Providers | None = None
         self._alarms = Alarms(now, self._ring, self._broke)
         self._closing = False
         self._timed: dict[str, MachineDefinition] = {}
@@ -115,9 +122,11 @@ class Machines:
         _check_buildable(definition)
         if id is not None:
             check_id(id)
+        if definition.provided:
+            await self._make_provided(definition)
         made: Any = self._build(definition, machine, data) if isinstance(machine, type) else machine
         bond = made._flowlet_turn
-        if type(bond) is Bond and bond.office is self._office and id in (None, bond.id):
+        if isinstance(bond, Bond) and bond.office is self._office and id in (None, bond.id):
             return made  # type: ignore[no-any-return]
         return await self._create(definition, made, id or self._make_id(definition))  # type: ignore[no-any-return]
 
@@ -131,11 +140,11 @@ class Machines:
 
     async def _write(self, definition: MachineDefinition, machine: Any, id: str) -> bool:
         """Store a new machine and bind the object to it; return False when the id is there."""
-        turn = None if type(machine._flowlet_turn) is Bond else await take(machine, "create")
+        turn = None if isinstance(machine._flowlet_turn, Bond) else await take(machine, "create")
         if turn is None:
             other = machine._flowlet_turn.id
             raise MachineError(f"this {definition.name} is stored already, as {other!r}; create another")
-        bond = Bond(self._office, definition, id)
+        bond = self._bond_class(self._office, definition, id)
         try:
             if machine._flowlet_state is not definition.initial:
                 raise MachineError(
@@ -207,6 +216,8 @@ class Machines:
         definition = definition_of(cls)
         check_id(id)
         _check_buildable(definition)
+        if definition.provided:
+            await self._make_provided(definition)
         async with _Door(self._doors, id):
             machine: M = await self._open(definition, cls, id)
             return machine
@@ -237,7 +248,7 @@ class Machines:
         # __init__ may have changed what it was given: the history is right.
         for name, value in zip(definition.data.names, values, strict=True):
             setattr(machine, name, value)
-        bond = Bond(self._office, definition, id)
+        bond = self._bond_class(self._office, definition, id)
         bond.snapshot_at = stored.snapshot_version
         bond.take(fold, values)
         machine._flowlet_state = fold.configuration
@@ -246,12 +257,23 @@ class Machines:
         if on_load is not None:
             token = run_context.set(None)  # whether it runs depends on what is live: no part of the run that loads
             try:
-                outcome = on_load()
+                outcome = on_load(**self._given_to_load(definition))
                 if inspect.isawaitable(outcome):
                     await outcome
             finally:
                 run_context.reset(token)
         return machine
+
+    def _given_to_load(self, definition: MachineDefinition) -> dict[str, Any]:
+        return {
+            need.name: self._office.provided(need.annotation, f"parameter {need.name!r} of {need.where}")
+            for need in definition.load
+        }
+
+    async def _make_provided(self, definition: MachineDefinition) -> None:
+        """Have everything made that its callbacks take, none of which waits for that."""
+        if self.providers is not None:
+            await self.providers.make(need.annotation for need in definition.provided)
 
     async def _fold(self, definition: MachineDefinition, id: str, stored: Stored) -> Fold:
         """Add up a history, of a long one from its snapshot on."""
@@ -284,21 +306,9 @@ class Machines:
         if stored is None:
             raise RunNotFound(f"there is no machine {id!r} in this store")
         _check_head(definition, stored.head)
-        fold, resumed = Fold(definition, id), Fold(definition, id)
-        known = stored.snapshot is not None and resumed.resume(stored.snapshot, stored.snapshot_version)
-        while fold.version < stored.head.version:
-            upto = min(fold.version + PAGE, stored.head.version)
-            if known and fold.version < resumed.version:
-                upto = min(upto, resumed.version)
-            more = await self._office.store.load(id, after=fold.version, limit=upto - fold.version)
-            fold.add(() if more is None else more.records, upto)
-            if known and fold.version == resumed.version and not fold.equals(resumed):
-                raise HistoryMismatch(
-                    f"the snapshot of machine {id!r} at version {fold.version} is not what its records add up to; "
-                    "the records are right, and a later snapshot replaces it"
-                )
-        fold.values()
-        return fold.version
+        from flowlet.runtime.machine_verify import judge_machine  # rarely asked for
+
+        return (await judge_machine(self._office.store, definition, stored, PAGE)).version
 
     async def _refresh(self, machine: Any) -> None:
         """Bring a live object up to date and finish what was interrupted, unless it is handling an event."""
@@ -329,6 +339,10 @@ class Machines:
         else:
             self._timed[id] = definition
             self._alarms.set(id, at)
+
+    def times(self) -> Mapping[str, float]:
+        """Return when timers of machines are to ring here, by the machines' ids."""
+        return self._alarms.times()
 
     def look_at_clock(self) -> None:
         """See what is due now that the clock has been moved."""
@@ -408,7 +422,8 @@ class Machines:
             await task.done.wait()
 
     # Reading ------------------------------------------------------------------------------------
-    async def history(self, id: str, /) -> AsyncIterator[Transition]:
+    @readable
+    async def history(self, id: str, /) -> AsyncGenerator[Transition, None]:
         """Iterate over the transitions a machine has made, oldest first, as they were written.
 
         Raises:
@@ -433,7 +448,8 @@ class Machines:
             if len(stored.records) < PAGE:
                 return
 
-    async def machines(self, cls: type | MachineDefinition, /, *, state: Any = None) -> AsyncIterator[str]:
+    @readable
+    async def machines(self, cls: type | MachineDefinition, /, *, state: Any = None) -> AsyncGenerator[str, None]:
         """Iterate over the ids of a definition's machines, oldest first.
 
         Args:

@@ -250,6 +250,7 @@ class Orders:
             started.at,
             deadline=None if limit is None else self._host.now() + limit,
             origins=(*origins, (id, len(copied) + 1)),
+            trace=started.trace,
         )
         write = Write(
             id=new_id,

@@ -26,11 +26,11 @@ class LocalPending(Pending):
 
     def __init__(self, start: int, call: StepCall) -> None:
         super().__init__(call.key, start)
-        self.call = call
-        self.digest = digest(call.input)
-        self.launched = False
-        self.stopping = False
-        self.told = False
+        self.call: StepCall = call
+        self.digest: bytes = digest(call.input)
+        self.launched: bool = False
+        self.stopping: bool = False
+        self.told: bool = False
         self.rest: StepWaits | None = None
         self.task: Task | None = None
         self.value: bytes = b""
@@ -65,11 +65,11 @@ class Wait(Pending):
         self, start: int, key: str, topic: str | None, delay: float | None = None, due: float | None = None
     ) -> None:
         super().__init__(key, start)
-        self.topic = topic
-        self.delay = delay
-        self.due = due
-        self.is_set = False
-        self.stopping = False
+        self.topic: str | None = topic
+        self.delay: float | None = delay
+        self.due: float | None = due
+        self.is_set: bool = False
+        self.stopping: bool = False
         self.value: bytes = b""
         self.error: Exception | None = None
 
@@ -94,12 +94,12 @@ class Notice:
     def __init__(
         self, pending: LocalPending, record: bytes, value: bytes | None = None, error: Exception | None = None
     ) -> None:
-        self.pending = pending
-        self.record = record
-        self.value = value
-        self.error = error
-        self.at = 0.0
+        self.pending: LocalPending = pending
+        self.record: bytes = record
+        self.value: bytes | None = value
+        self.error: Exception | None = error
+        self.at: float = 0.0
         self.seen: Latch | None = None
         self.perform: Perform | None = None
-        self.suspended = False
+        self.suspended: bool = False
         self.rest: StepWaits | None = None

@@ -27,7 +27,7 @@ class Durations:
     __slots__ = ("counts",)
 
     def __init__(self) -> None:
-        self.counts = [0] * _SIZE
+        self.counts: list[int] = [0] * _SIZE
 
     def note(self, seconds: float) -> None:
         """Count a duration."""

@@ -26,24 +26,26 @@ class Reporter:
         name: of the function, for the log and the bar.
         id: of the bulk operation, if it has one.
         show: see ``progress=`` of `Flowlet.bulk`.
+        is_tracked: False: nothing goes to the log.
 
     Raises:
         MissingExtra: a bar is wanted, and rich is not installed.
     """
 
-    def __init__(self, tally: Tally, log: Log, name: str, id: str | None, show: Any) -> None:
+    def __init__(self, tally: Tally, log: Log, name: str, id: str | None, show: Any, is_tracked: bool = True) -> None:
         self._tally = tally
         self._log = log
         self._facts = {"function": name} if id is None else {"function": name, "run_id": id}
         self._bar = Bar(name) if show is True else None
         self._show: Callable[[Progress], object] | None = self._bar or (show or None)
         self._next_show = self._next_log = 0.0
-        self._is_listened_to = self._show is not None or log.active
+        self._is_logged = is_tracked and log.active
+        self._is_listened_to = self._show is not None or self._is_logged
 
     def begin(self) -> None:
         """Tell that it has begun."""
         self._next_log = perf_counter() + _LOGGED_EVERY
-        if self._log.active:
+        if self._is_logged:
             self._log.info("bulk.started", **self._facts, total=self._tally.total)
         if self._bar is not None:
             self._bar.begin(self._tally.total)
@@ -74,7 +76,7 @@ class Reporter:
             self._bar.end()
 
     def _tell(self, event: str, **more: Any) -> None:
-        if self._log.active:
+        if self._is_logged:
             progress = self._tally.progress()
             self._log.info(
                 event,

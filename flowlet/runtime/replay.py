@@ -58,7 +58,7 @@ class Replay:
         self.intents: dict[int, int] = {}
         self.taken: set[int] = set()
         self.timers: dict[int, TimerSet] = {}
-        self.published = 0
+        self.published: int = 0
         self.called: dict[str, tuple[str, ...]] = {}
         self.order: Exception | None = None
         started = records[0]
@@ -69,7 +69,9 @@ class Replay:
             self._sort(record, before)
             before = record
             counts.append(len(self.items))
-        self.origins = tuple((len(self.items) - counts[n], origin) for origin, n in started.origins)
+        self.origins: tuple[tuple[int, str], ...] = tuple(
+            (len(self.items) - counts[n], origin) for origin, n in started.origins
+        )
 
     def _sort(self, record: RunRecord, before: RunRecord) -> None:
         if isinstance(record, AttemptErred):

@@ -14,7 +14,7 @@ from typing import Any, cast
 import msgspec
 
 from flowlet.core.current import machine_context, run_context
-from flowlet.core.definitions import RunDefinition
+from flowlet.core.definitions import GraphLimits, RunDefinition
 from flowlet.core.engine import StepWaits, Suspended
 from flowlet.core.ids import fit_id
 from flowlet.core.run_records import RunRecord, Started, StuckStatus
@@ -38,6 +38,7 @@ from flowlet.runtime.journal import Journal, outlives_process
 from flowlet.runtime.logs import Log
 from flowlet.runtime.orders import CANCEL, ORDERED, STUCK, Orders, cancelled
 from flowlet.runtime.outbox import outbox_of
+from flowlet.runtime.providers import Providers
 from flowlet.runtime.stored_runs import Find
 from flowlet.runtime.tasks import Breaker, Task, breaker_class, current_task_function, spawn
 from flowlet.runtime.worker import Worker
@@ -72,8 +73,12 @@ class Runs(CreatingRuns):
 
     Attributes:
         adopters: what takes over what this process has claimed that is no run, by kind.
+        providers: makes the values that ``provide`` gives, as far as they have to be made.
         clock_moved: called when a clock that is moved by hand has been.
+        further_times: tell when something else is to ring.
     """
+
+    closing: bool
 
     def __init__(
         self,
@@ -87,16 +92,17 @@ class Runs(CreatingRuns):
     ) -> None:
         super().__init__(store, find)
         self.provide = provide
+        self.providers: Providers | None = None
         self.log = log
         self._lease = lease
-        self.durable = outlives_process(store)
+        self.durable: bool = outlives_process(store)
         self.closing = self.stopping = False
         self.tasks: set[Task] = set()
         self._drain = Drain(self, store)
-        self.deadline = 0.0
-        self.epoch = 0.0
+        self.deadline: float = 0.0
+        self.epoch: float = 0.0
         self.current_task: Callable[[], object] = _no_task
-        self.worker = Worker(
+        self.worker: Worker = Worker(
             store,
             lease,
             name,
@@ -109,16 +115,23 @@ class Runs(CreatingRuns):
             self._leave_taken,
             self._room,
         )
-        self.orders = Orders(store, self)
-        self.children = Children(store, self)
+        self.orders: Orders = Orders(store, self)
+        self.children: Children = Children(store, self)
         self.adopters: dict[str, Callable[[Head], None]] = {}
         self.make_breaker: Callable[[], Breaker] = _no_breaker
         self.limits: Mapping[str, float | None] = {}
+        self.graph_limits = GraphLimits()
         self._alarms = Alarms(self.now, self._expire, self._alarms_broke)
         self._dozes = Alarms(self.now, self._rouse, self._alarms_broke)
         self._last_end = 0.0
         self._missed: set[str] = set()
+        self.further_times: list[Callable[[], Mapping[str, float]]] = []
         self.clock_moved: list[Callable[[], None]] = [self._alarms.look, self._dozes.look]
+        self._execution_class = Execution
+        if log.observing is not None:
+            from flowlet.runtime.observed_runs import ObservedExecution
+
+            self._execution_class = ObservedExecution
 
     # -------------------------------------------------------------- opening and closing
     def now(self) -> float:
@@ -134,6 +147,8 @@ class Runs(CreatingRuns):
 
     async def _leave_taken(self) -> None:
         """Let no run go on that somebody else took while the lease had run out; no effect begins meanwhile."""
+        if self.log.observing is not None:
+            self.log.observing.lapsed(self.worker.id)
         for id, execution in list(self.live.items()):
             stored = await self._store.load(id, limit=0)
             if stored is not None and stored.head.fence != execution.journal.fence and execution.journal.version:
@@ -275,7 +290,7 @@ class Runs(CreatingRuns):
         raise StepWaits(id)
 
     def _make_execution(self, definition: RunDefinition, journal: Journal, instance: Any = None) -> Execution:
-        return Execution(self, definition, journal, instance)
+        return self._execution_class(self, definition, journal, instance)
 
     # -------------------------------------------------------------- deadlines
     def _keep_to(self, execution: Ending, started: Started) -> None:
@@ -315,7 +330,7 @@ class Runs(CreatingRuns):
             if definition is None:
                 await self._store.release(self.worker.id, (head.id,))
                 continue
-            execution = Execution(self, definition, Journal(self._store, head.id, head.version, head.fence))
+            execution = self._make_execution(definition, Journal(self._store, head.id, head.version, head.fence))
             self.live[head.id] = execution
             if head.claims >= _MOST_CLAIMS and head.status not in _IDLE:
                 self.spawn(functools.partial(execution.give_up_on, head.claims), execution)
@@ -337,6 +352,8 @@ class Runs(CreatingRuns):
     async def _recover(self) -> None:
         """Set the clock again, and take up what was left while the store was down: its leases are ours still."""
         await self._set_clock()
+        if self.log.observing is not None:
+            await self.log.observing.count(self._store, self.now(), len(self.live))
         for id in self._orphans - self.live.keys():
             stored = await self._store.load(id, limit=1)
             if stored is None and id not in self._missed:

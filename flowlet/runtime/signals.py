@@ -57,7 +57,7 @@ class Termination:
     """The handler of SIGTERM while Flowlets are entered."""
 
     def __init__(self) -> None:
-        self.process = os.getpid()
+        self.process: int = os.getpid()
         self._guests: list[Guest] = []
         self._has_come = False
 

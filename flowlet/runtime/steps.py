@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextvars
 from collections.abc import Collection, Coroutine, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, nullcontext
 from time import perf_counter
 from typing import Any, Protocol, cast
 
@@ -25,6 +26,7 @@ from flowlet.core.steps import UNENCODABLE, Provide, digest
 from flowlet.errors import ConfigError, EncodeError, LeaseLost, RunError, StepTimeout
 from flowlet.runtime.journal import Journal, Perform
 from flowlet.runtime.logs import Log
+from flowlet.runtime.providers import Providers
 from flowlet.runtime.tasks import call_in_thread
 
 _LONG = 5.0
@@ -70,6 +72,7 @@ class Host(Protocol):
     log: Log
     max_payload: int | None
     provide: Provide
+    providers: Providers | None
 
     def now(self) -> float:
         """Return the time of the store's clock."""
@@ -170,7 +173,14 @@ class StepRunner(msgspec.Struct, eq=False):
         try:
             if definition.transactional:
                 return await self._transact(start, call, began, saver)
-            provided = self._provided(call) if definition.providers else None
+            provided = None
+            if definition.providers:
+                providers = self._host.providers
+                if providers is not None and not providers.is_plain:
+                    scope = providers.scope(definition.providers)
+                    if scope is not None:
+                        return await self._within(scope, call)
+                provided = self._provided(call, self._host.provide)
             if definition.is_async and definition.timeout is None:
                 return await definition.call(call.owner, call.args, provided)
             return await self._invoke(call, provided)
@@ -179,17 +189,33 @@ class StepRunner(msgspec.Struct, eq=False):
 
     async def _transact(self, start: int, call: StepCall, began: float, saver: Saver) -> bytes:
         """Make an attempt inside of the append that stores its record."""
-        transaction = Transaction(self, start, call, began, self._offered(call))
-        await saver.transact(transaction)
+        providers = self._host.providers
+        scope = None if providers is None else providers.scope(call.definition.providers)
+        async with nullcontext(self._host.provide) if scope is None else scope as provide:
+            transaction = Transaction(self, start, call, began, self._offered(call, provide))
+            await saver.transact(transaction)
         return transaction.value
 
-    def _offered(self, call: StepCall) -> dict[str, Any]:
+    async def _within(self, scope: AbstractAsyncContextManager[Provide], call: StepCall) -> Any:
+        """Make an attempt with values that are made, or taken, for it; what was taken is closed with it."""
+        definition = call.definition
+        async with AsyncExitStack() as stack:
+            with anyio.move_on_after(definition.timeout) as limit:
+                provide = await stack.enter_async_context(scope)
+            if limit.cancelled_caught:
+                raise StepTimeout(f"what step {call.key!r} takes was not made within {definition.timeout} s")
+            provided = self._provided(call, provide)
+            if definition.is_async and definition.timeout is None:
+                return await definition.call(call.owner, call.args, provided)
+            return await self._invoke(call, provided)
+
+    def _offered(self, call: StepCall, provide: Provide) -> dict[str, Any]:
         """Return what there is for provided parameters, and for the others why there is nothing."""
         offered: dict[str, Any] = {}
         for parameter in call.definition.providers:
             if parameter.annotation is not Run:
                 try:
-                    offered[parameter.name] = self._host.provide(parameter.annotation)
+                    offered[parameter.name] = provide(parameter.annotation)
                 except ConfigError as error:
                     offered[parameter.name] = error
         return offered
@@ -232,11 +258,8 @@ class StepRunner(msgspec.Struct, eq=False):
                 return await definition.call(call.owner, call.args, provided)
         raise StepTimeout(f"step {call.key!r} did not end within {limit} s; give it more with timeout=")
 
-    def _provided(self, call: StepCall) -> dict[str, Any]:
-        return {
-            p.name: call.run() if p.annotation is Run else self._host.provide(p.annotation)
-            for p in call.definition.providers
-        }
+    def _provided(self, call: StepCall, provide: Provide) -> dict[str, Any]:
+        return {p.name: call.run() if p.annotation is Run else provide(p.annotation) for p in call.definition.providers}
 
     async def fail(
         self,
@@ -449,7 +472,7 @@ class Transaction:
         self._context = contextvars.copy_context()  # the store may call from a thread of its own
         # Not when it has returned: what ends meanwhile is recorded behind it, and must not be older.
         self._at = runner.tick()
-        self.value = b""
+        self.value: bytes = b""
 
     def __call__(self, connection: object, /) -> bytes:
         """Make it and return its record. A store whose transaction was lost may call again."""

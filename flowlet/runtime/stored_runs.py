@@ -5,7 +5,7 @@ Law: it reads, and writes nothing. What is missing or damaged is a typed error w
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Any, TypeAlias
 
 from flowlet.core.bulk import BulkReport
@@ -13,6 +13,7 @@ from flowlet.core.bulk_records import BULK, sums_codec
 from flowlet.core.definitions import RunDefinition
 from flowlet.core.run_records import Attention, Ended, Parked, Published, RunRecord, run_record_codec
 from flowlet.errors import DecodeError, FlowletError, RunNotFound, RunParked
+from flowlet.runtime.iterating import readable
 from flowlet.runtime.orders import STUCK
 from flowlet.runtime.outbox import refuse_queued
 from flowlet.runtime.outcomes import asked_error, ended_error
@@ -51,7 +52,8 @@ class StoredRuns:
         """Return a run's records."""
         return [record async for _, record in self.stream(id)]
 
-    async def stream(self, id: str) -> AsyncIterator[tuple[int, RunRecord]]:
+    @readable
+    async def stream(self, id: str) -> AsyncGenerator[tuple[int, RunRecord], None]:
         """Yield a run's records with their numbers, page by page."""
         after = 0
         while True:
@@ -75,7 +77,8 @@ class StoredRuns:
             upto = after
         return None
 
-    async def follow(self, id: str) -> AsyncIterator[tuple[int, RunRecord]]:
+    @readable
+    async def follow(self, id: str) -> AsyncGenerator[tuple[int, RunRecord], None]:
         """Yield a run's records with their numbers as they are stored, until it has ended."""
         after, seen = 0, -1
         while True:

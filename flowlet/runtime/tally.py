@@ -21,6 +21,7 @@ class Tally:
 
     Args:
         total: how many items there are, or None if they do not tell.
+        secrets: where in an item there is what is not shown.
 
     Attributes:
         durations: one for each item that is done.
@@ -29,11 +30,13 @@ class Tally:
         began: the time of ``perf_counter`` at which this call began.
     """
 
-    def __init__(self, total: int | None) -> None:
-        self.total = total
-        self.durations = Durations()
+    failed: int
+
+    def __init__(self, total: int | None, secrets: Any = None) -> None:
+        self.total, self._secrets = total, secrets
+        self.durations: Durations = Durations()
         self.failed = self.earlier = 0
-        self.began = perf_counter()
+        self.began: float = perf_counter()
         self._errors: list[BulkError[Any]] = []
 
     @property
@@ -51,7 +54,7 @@ class Tally:
         self.failed += 1
         if self.failed > _TRACEBACKS:
             error.__traceback__ = None
-        self._errors.append(BulkError(index, item, error, attempts))
+        self._errors.append(BulkError(index, item, error, attempts, self._secrets))
 
     def progress(self) -> Progress:
         """Say how far it is."""
@@ -87,14 +90,17 @@ class Tally:
         )
 
 
-def judge(limit: str | float) -> Callable[[Tally], bool]:
-    """Return what tells whether a bulk operation has failed so often that it stops; see ``on_error=`` of `bulk`."""
+def judge(limit: str | float) -> Callable[[int, int], bool]:
+    """Return what tells whether a bulk operation has failed so often that it stops; see ``on_error=`` of `bulk`.
+
+    It is asked with the numbers of items that have failed, and of those that are done, these included.
+    """
     if limit == "collect":
-        return lambda tally: False
+        return lambda failed, done: False
     if isinstance(limit, float):
-        return lambda tally: tally.failed > limit * max(tally.done, _SAMPLE)
+        return lambda failed, done: failed > limit * max(done, _SAMPLE)
     most = 1 if isinstance(limit, str) else limit
-    return lambda tally: tally.failed >= most
+    return lambda failed, done: failed >= most
 
 
 _SAMPLE = 20

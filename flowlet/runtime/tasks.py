@@ -60,7 +60,7 @@ class Latch:
     __slots__ = ("_event", "is_set")
 
     def __init__(self) -> None:
-        self.is_set = False
+        self.is_set: bool = False
         self._event: anyio.Event | None = None
 
     def set(self) -> None:

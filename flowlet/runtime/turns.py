@@ -47,9 +47,9 @@ class Waiter:
     __slots__ = ("event", "moved", "turn")
 
     def __init__(self) -> None:
-        self.event = anyio.Event()
+        self.event: anyio.Event = anyio.Event()
         self.turn: Turn | None = None
-        self.moved = False
+        self.moved: bool = False
 
 
 class Turn(msgspec.Struct, eq=False):

@@ -81,11 +81,11 @@ class Worker:
         self._room = room
         self._next_beat = 0.0
         self._watching: anyio.CancelScope | None = None
-        self.has_lost = False
+        self.has_lost: bool = False
         self._is_nudged = False
         self._deadline = float("inf")
         self._peers: Sequence[str] = ()
-        self.id = new_worker_id(name)
+        self.id: str = new_worker_id(name)
         self._presence = Presence(self.id)
         self._wake: float | None = None
         self._task: Task | None = None
@@ -213,6 +213,11 @@ class Worker:
             with anyio.CancelScope() as self._watching:  # a nudge ends the pause
                 await anyio.sleep(_LEAST_PAUSE if not self._is_nudged else 0.0)
             self._watching = None
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether it waits for something to happen, having looked for work."""
+        return self._watching is not None and not self._is_nudged
 
     def expect(self, at: float) -> None:
         """Look for work at a time of the store's clock, at the latest: something falls due then."""

@@ -15,7 +15,7 @@ from flowlet.errors import ConfigError
 if TYPE_CHECKING:
     from flowlet.store import Store
 
-__all__ = ["open_store"]
+__all__ = ["open_store", "sqlite_place"]
 
 _FORMS = (
     "'memory://', 'sqlite:///relative.db', 'sqlite:////absolute.db', 'postgresql://host/db' and "
@@ -53,7 +53,7 @@ def open_store(url: str) -> Store:
     if separator and scheme == "memory":
         return _memory(path, query)
     if separator and scheme == "sqlite":
-        return _sqlite(path, query)
+        return _sqlite(url)
     if separator and scheme in ("postgresql", "postgres"):
         from flowlet.stores.postgres import PostgresStore
 
@@ -73,7 +73,20 @@ def _memory(path: str, query: str) -> Store:
     return MemoryStore()
 
 
-def _sqlite(path: str, query: str) -> Store:
+def _sqlite(url: str) -> Store:
+    name, synchronous = sqlite_place(url)
+    from flowlet.stores.sqlite import SQLiteStore
+
+    return SQLiteStore(name, synchronous=synchronous)
+
+
+def sqlite_place(url: str) -> tuple[str, str]:
+    """Return the path that a ``sqlite://`` URL names, and the ``synchronous`` that it asks for.
+
+    Raises:
+        ConfigError: it has another form.
+    """
+    path, _, query = url.partition("://")[2].partition("?")
     if path and not path.startswith("/"):
         raise ConfigError(f"write 'sqlite:///{path}' (three slashes) for the relative path {path!r}")
     name = unquote(path[1:])
@@ -87,9 +100,7 @@ def _sqlite(path: str, query: str) -> Store:
         if value not in _DURABILITY:
             raise ConfigError(f"durability={value!r} is not known; allowed are {', '.join(map(repr, _DURABILITY))}")
         synchronous = _DURABILITY[value]
-    from flowlet.stores.sqlite import SQLiteStore
-
-    return SQLiteStore(name, synchronous=synchronous)
+    return name, synchronous
 
 
 def _without_password(url: str) -> str:

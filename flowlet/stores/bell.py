@@ -6,9 +6,11 @@ waits says which ring it has seen. One loop at a time; it may be another one aft
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import anyio
 
-__all__ = ["Bell"]
+__all__ = ["Bell", "CommitTeller"]
 
 
 class Bell:
@@ -17,13 +19,17 @@ class Bell:
     Attributes:
         count: how often it has rung.
         waiting: how many wait now.
+        on_commit: called after a commit with the number of appends in it, if somebody wants to know.
     """
 
-    __slots__ = ("_event", "count", "waiting")
+    __slots__ = ("_event", "count", "on_commit", "waiting")
+
+    on_commit: Callable[[int], None] | None
 
     def __init__(self) -> None:
-        self.count = 0
-        self.waiting = 0
+        self.on_commit = None
+        self.count: int = 0
+        self.waiting: int = 0
         self._event: anyio.Event | None = None
 
     def ring(self) -> None:
@@ -51,3 +57,18 @@ class Bell:
                 # An event belongs to the loop it was waited for on; the next one may run on another.
                 self._event = None
         return self.count
+
+
+class CommitTeller:
+    """A store that commits in groups, and tells how large they are."""
+
+    _bell: Bell
+
+    @property
+    def on_commit(self) -> Callable[[int], None] | None:
+        """Is called on the event loop after a commit, with the number of appends in it; see `flowlet.observing`."""
+        return self._bell.on_commit
+
+    @on_commit.setter
+    def on_commit(self, tell: Callable[[int], None] | None) -> None:
+        self._bell.on_commit = tell

@@ -14,7 +14,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from flowlet.errors import DecodeError, EncodeError
-from flowlet.store import UNCHANGED, Claims, Head, PayloadCodec, Signal, Store, Stored, Work, Write
+from flowlet.store import UNCHANGED, Capabilities, Claims, Head, PayloadCodec, Signal, Store, Stored, Work, Write
 
 __all__ = ["CodedStore"]
 
@@ -29,7 +29,7 @@ class CodedStore:
     """
 
     def __init__(self, inner: Store, codec: PayloadCodec, *, plain: str = "definition/") -> None:
-        self.capabilities = inner.capabilities
+        self.capabilities: Capabilities = inner.capabilities
         self.inner = inner
         self._codec, self._plain = codec, plain
 

@@ -32,7 +32,7 @@ class Ticket:
     __slots__ = ("done", "error", "value", "waiter")
 
     def __init__(self) -> None:
-        self.done = False
+        self.done: bool = False
         self.error: BaseException | None = None
         self.value: Any = None
         self.waiter: Any = None

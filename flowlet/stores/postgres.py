@@ -15,12 +15,13 @@ from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import TypeVar
 
-from flowlet.errors import StoreUnavailable
+from flowlet.errors import StoreNotFound, StoreUnavailable
 from flowlet.store import Capabilities, Claims, Head, Stored, Work, Write
 from flowlet.stores import postgres_leases, postgres_prune, postgres_reads
-from flowlet.stores.bell import Bell
+from flowlet.stores.bell import Bell, CommitTeller
 from flowlet.stores.postgres_address import Address
 from flowlet.stores.postgres_driver import Connection
+from flowlet.stores.postgres_link import Link
 from flowlet.stores.postgres_schema import in_schema
 from flowlet.stores.postgres_session import Session, loop_here
 from flowlet.stores.refusal import malformed
@@ -35,7 +36,7 @@ _LARGEST = 256 * 1024 * 1024
 _NOW = "SELECT @.now()"
 
 
-class PostgresStore:
+class PostgresStore(CommitTeller):
     """Keep history in a schema of a PostgreSQL database, version 12 or newer.
 
     The schema and its tables are made at the first use; a call after `close` opens again, on any event loop of
@@ -204,6 +205,17 @@ class PostgresStore:
                 break
             await asyncio.sleep(min(1.0, time.monotonic() - began))
         return count
+
+    async def onlooker(self) -> PostgresStore:
+        """Return this store, for reading, if its tables are there; make nothing.
+
+        Raises:
+            StoreNotFound: they are not.
+        """
+        if not await Link(self._address).finds_tables():
+            text = f"{self._address.shown}: there is no schema {self._address.schema!r} with flowlet's tables"
+            raise StoreNotFound(f"{text} in this database; nothing was created")
+        return self
 
     async def close(self) -> None:
         """Finish what was accepted and close the connections."""

@@ -52,18 +52,20 @@ class Address:
     def __init__(self, url: str, *, schema: str | None = None, pool_size: int | None = None) -> None:
         user, secret, hosts, database, query = _parts(url)
         options = _options(query)
-        self.schema = _checked_schema(options.pop("schema", "flowlet") if schema is None else schema)
+        self.schema: str = _checked_schema(options.pop("schema", "flowlet") if schema is None else schema)
         options.pop("schema", None)
-        self.pool_size = _whole("pool_size", options.pop("pool_size", "4") if pool_size is None else str(pool_size))
+        self.pool_size: int = _whole(
+            "pool_size", options.pop("pool_size", "4") if pool_size is None else str(pool_size)
+        )
         options.pop("pool_size", None)
-        self.connect_timeout = float(_whole("connect_timeout", options.pop("connect_timeout", "10")))
+        self.connect_timeout: float = float(_whole("connect_timeout", options.pop("connect_timeout", "10")))
         secrets = [secret, *(options[key] for key in ("password", "sslpassword") if key in options)]
         self._secrets = tuple(secret for secret in secrets if secret)
         place = hosts + (f"/{quote(database, safe='')}" if database else "")
         at = f"{quote(user, safe='')}@" if user else ""
-        self.shown = f"postgresql://{at}{place}?schema={self.schema}"
+        self.shown: str = f"postgresql://{at}{place}?schema={self.schema}"
         login = f"{quote(user, safe='')}:{quote(secret, safe='')}@" if secret else at
-        self.dsn = f"postgresql://{login}{place}" + (f"?{urlencode(options)}" if options else "")
+        self.dsn: str = f"postgresql://{login}{place}" + (f"?{urlencode(options)}" if options else "")
 
     def __repr__(self) -> str:
         return f"<{self.shown}>"

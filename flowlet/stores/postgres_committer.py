@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 
 from flowlet.errors import FlowletError, StoreError, StoreUnavailable
 from flowlet.store import Write
+from flowlet.stores.bell import Bell
 from flowlet.stores.postgres_batch import APPEND, ONE, arguments, one, refusals
 from flowlet.stores.postgres_catalog import Catalog
 from flowlet.stores.postgres_driver import Connection
@@ -45,11 +46,14 @@ class Append:
 
     __slots__ = ("error", "is_judged", "size", "waiter", "writes")
 
+    waiter: asyncio.Future[None]
+    writes: Sequence[Write]
+
     def __init__(self, writes: Sequence[Write], waiter: asyncio.Future[None]) -> None:
         self.writes, self.waiter = writes, waiter
-        self.is_judged = False
+        self.is_judged: bool = False
         self.error: Exception | None = None
-        self.size = size_of(writes[0]) if len(writes) == 1 else sum(map(size_of, writes))
+        self.size: int = size_of(writes[0]) if len(writes) == 1 else sum(map(size_of, writes))
 
     def judge(self, error: Exception | None) -> None:
         """Note the outcome."""
@@ -63,14 +67,15 @@ class Committer:
         link: makes its connection.
         catalog: knows the numbers of definitions.
         tell: called after something was stored that those who watch must hear of.
+        bell: the store's, which knows who wants to hear of commits.
 
     Attributes:
         statements: how many were sent that stored appends, for tests and benchmarks.
     """
 
-    def __init__(self, link: Link, catalog: Catalog, tell: Callable[[], None]) -> None:
-        self.statements = 0
-        self._link, self._catalog, self._tell = link, catalog, tell
+    def __init__(self, link: Link, catalog: Catalog, tell: Callable[[], None], bell: Bell) -> None:
+        self.statements: int = 0
+        self._link, self._catalog, self._tell, self._bell = link, catalog, tell, bell
         self._append, self._one = in_schema(APPEND, link.address.schema), in_schema(ONE, link.address.schema)
         self._loop = asyncio.get_running_loop()
         self._queue: list[Append] = []
@@ -142,6 +147,8 @@ class Committer:
                 await self._store(batch)
             finally:
                 self._finish(batch)
+            if self._bell.on_commit is not None:
+                self._bell.on_commit(len(batch))
             # Those who were just woken have their turn: what they bring is in the next batch, not in the one after.
             await asyncio.sleep(0)
 

@@ -13,8 +13,8 @@ from flowlet.errors import MissingExtra
 
 try:
     import asyncpg
-except ImportError as problem:
-    raise MissingExtra("PostgresStore needs asyncpg; install it with: pip install 'flowlet[postgres]'") from problem
+except ImportError as _problem:
+    raise MissingExtra("PostgresStore needs asyncpg; install it with: pip install 'flowlet[postgres]'") from _problem
 
 __all__ = ["Connection", "Row", "Transaction", "asyncpg"]
 

@@ -19,7 +19,7 @@ from flowlet.errors import ConfigError
 from flowlet.stores.postgres_address import Address
 from flowlet.stores.postgres_driver import Connection, asyncpg
 from flowlet.stores.postgres_errors import DRIVER_ERRORS, is_cut, is_passing, is_starting, translated
-from flowlet.stores.postgres_schema import prepare
+from flowlet.stores.postgres_schema import is_made, prepare
 
 __all__ = ["ANSWER", "PATIENCE", "Link", "Pool", "again", "farewell", "outlast", "terminate"]
 
@@ -51,7 +51,7 @@ class Link:
 
     def __init__(self, address: Address) -> None:
         self.address = address
-        self.was_there = False
+        self.was_there: bool = False
         self._opening: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
@@ -77,6 +77,20 @@ class Link:
                 await asyncio.sleep(pause)
             finally:
                 await farewell(connection)
+
+    async def finds_tables(self) -> bool:
+        """Tell whether the schema is there; make nothing.
+
+        Raises:
+            FlowletError: it cannot be told, or the schema is not ours.
+        """
+        connection = await self.connect()
+        try:
+            return await is_made(connection, self.address)
+        except DRIVER_ERRORS as error:
+            raise translated(error, self.address) from error
+        finally:
+            await farewell(connection)
 
     async def connect(self, *, is_ours: bool = True) -> Connection:
         """Return a new connection.
@@ -135,7 +149,7 @@ class Pool:
 
     def __init__(self, link: Link, size: int, *, is_ours: bool = True) -> None:
         self._link, self._is_ours = link, is_ours
-        self.room = asyncio.Semaphore(size)
+        self.room: asyncio.Semaphore = asyncio.Semaphore(size)
         self._idle: list[Connection] = []
         self._tasks: set[asyncio.Task[Any]] = set()
         self._is_closed = False

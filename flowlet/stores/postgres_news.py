@@ -40,7 +40,7 @@ class Teller:
     """Tells other processes that there are news; what happens meanwhile is told in one go."""
 
     def __init__(self, pool: Pool, schema: str) -> None:
-        self.token = secrets.token_hex(8)
+        self.token: str = secrets.token_hex(8)
         self._pool, self._channel = pool, _channel(schema)
         self._has_news = False
         self._task: asyncio.Task[None] | None = None
@@ -76,7 +76,7 @@ class Listener:
     """
 
     def __init__(self, link: Link, bell: Bell, teller: Teller) -> None:
-        self.is_proven = False
+        self.is_proven: bool = False
         self._link, self._bell, self._teller = link, bell, teller
         self._channel = _channel(link.address.schema)
         self._word = ""

@@ -21,7 +21,7 @@ from flowlet.stores.postgres_driver import Connection
 from flowlet.stores.postgres_errors import DRIVER_ERRORS
 from flowlet.stores.postgres_functions import FUNCTIONS
 
-__all__ = ["SCHEMA_VERSION", "in_schema", "prepare"]
+__all__ = ["SCHEMA_VERSION", "in_schema", "is_made", "prepare"]
 
 SCHEMA_VERSION = 1
 """In the table ``flowlet_version``, whose presence also says whose schema it is."""
@@ -100,7 +100,7 @@ async def prepare(connection: Connection, address: Address) -> None:
     Raises:
         StoreError: it is somebody else's, newer than this code, or this user may not make it.
     """
-    if await _inspect(connection, address):
+    if await is_made(connection, address):
         return
     transaction = connection.transaction(isolation="read_committed")
     await transaction.start()
@@ -117,7 +117,7 @@ async def _make(connection: Connection, address: Address) -> None:
     # Whoever comes first makes it; the others wait here, then find it.
     lock = zlib.crc32(address.schema.encode()) >> 1
     await connection.execute("SELECT pg_advisory_xact_lock($1, $2)", _LOCK, lock)
-    if await _inspect(connection, address):
+    if await is_made(connection, address):
         return
     if await connection.fetchval("SELECT to_regnamespace($1) IS NULL", f'"{address.schema}"'):
         await connection.execute(in_schema("CREATE SCHEMA @", address.schema))
@@ -126,7 +126,7 @@ async def _make(connection: Connection, address: Address) -> None:
     await connection.execute(in_schema("INSERT INTO @.flowlet_version VALUES ($1)", address.schema), SCHEMA_VERSION)
 
 
-async def _inspect(connection: Connection, address: Address) -> bool:
+async def is_made(connection: Connection, address: Address) -> bool:
     """Return whether the tables are there; refuse what is not ours. Writes nothing."""
     found = await connection.fetchrow(_LOOK, address.schema)
     if found is None:

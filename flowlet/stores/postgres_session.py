@@ -32,16 +32,18 @@ class Session:
         listener: for news from other processes.
     """
 
+    reads: Pool
+
     def __init__(self, address: Address, bell: Bell, largest: int) -> None:
-        self.loop = asyncio.get_running_loop()
+        self.loop: asyncio.AbstractEventLoop = asyncio.get_running_loop()
         self._process, self._shown, self._bell = os.getpid(), address.shown, bell
         link = Link(address)
         self.reads, self._works = Pool(link, address.pool_size), Pool(link, address.pool_size, is_ours=False)
         catalog = Catalog(self.reads, address.schema)
         self._teller = Teller(self.reads, address.schema)
-        self.committer = Committer(link, catalog, self.tell)
-        self.desk = Desk(link, self._works, catalog, self.tell, largest)
-        self.listener = Listener(link, bell, self._teller)
+        self.committer: Committer = Committer(link, catalog, self.tell, bell)
+        self.desk: Desk = Desk(link, self._works, catalog, self.tell, largest)
+        self.listener: Listener = Listener(link, bell, self._teller)
         self._link = link
 
     def tell(self) -> None:

@@ -21,13 +21,13 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from flowlet.errors import StoreError
+from flowlet.errors import StoreError, StoreNotFound
 from flowlet.store import Capabilities, Claims, Head, Stored, Work, Write
-from flowlet.stores.bell import Bell
+from flowlet.stores.bell import Bell, CommitTeller
 from flowlet.stores.redis_forms import claims_of, head_of, listed, packed, question, stored_of, time_of
 from flowlet.stores.redis_line import Append, Asked, Line, Run
 from flowlet.stores.redis_news import News
-from flowlet.stores.redis_opening import Link, connect, import_driver, link_to
+from flowlet.stores.redis_opening import Link, connect, import_driver, link_to, schema_at
 from flowlet.stores.redis_url import Place
 from flowlet.stores.refusal import malformed, worker_unknown
 
@@ -39,7 +39,7 @@ _LARGEST = 128 * 1024 * 1024
 _PRUNE_STRIDE = 100
 
 
-class RedisStore:
+class RedisStore(CommitTeller):
     """Keep history in a Redis server (6.0 or newer, standing alone; or one that speaks its language).
 
     The keys are made at the first use, all under ``prefix:``; a call after `close` opens again, on any event
@@ -193,6 +193,17 @@ class RedisStore:
                 break
         return count
 
+    async def onlooker(self) -> RedisStore:
+        """Return this store, for reading, if its keys are there; make nothing.
+
+        Raises:
+            StoreNotFound: they are not.
+        """
+        if await schema_at(self._place) is None:
+            text = f"{self._place.name}: there is nothing of flowlet's under the prefix {self._place.prefix!r}"
+            raise StoreNotFound(f"{text}; nothing was created")
+        return self
+
     async def close(self) -> None:
         """Finish what was accepted and hang up."""
         news, lines = self._news, (self._writes, self._reads)
@@ -228,7 +239,7 @@ class RedisStore:
         if trio is not None and trio.lowlevel.in_trio_task():
             raise StoreError("a Redis store works on asyncio only; run on asyncio, or use a store in SQLite on trio")
         self._process = os.getpid()
-        self._writes, self._reads = (Line(self._place, self._link, self._now, self._ring) for _ in range(2))
+        self._writes, self._reads = (Line(self._place, self._link, self._now, self._ring, self._bell) for _ in range(2))
         self._news = News(self._place, connect, self._ask_for_news, self._bell)
 
     async def _link(self, place: Place) -> Link:

@@ -17,6 +17,7 @@ from typing import Any
 
 from flowlet.errors import FlowletError
 from flowlet.store import Write
+from flowlet.stores.bell import Bell
 from flowlet.stores.port import AsyncioPort, Ticket
 from flowlet.stores.redis_errors import broken, is_script_unknown, meaning, refused, unreachable
 from flowlet.stores.redis_forms import Packed, failure_of, words_of
@@ -46,11 +47,13 @@ class Asked(Ticket):
     __slots__ = ("commands",)
 
     size: int = 0
+    value: Any
+    error: BaseException | None
 
     def __init__(self, *commands: Command) -> None:
         super().__init__()
         # Here, and not where they are sent: what cannot be sent concerns nobody but the caller.
-        self.commands = [words_of(command) for command in commands]
+        self.commands: list[tuple[bytes | int, ...]] = [words_of(command) for command in commands]
 
     def settle(self, replies: list[Any], name: str) -> None:
         """Note the outcome."""
@@ -82,10 +85,13 @@ class Append(Ticket):
 
     __slots__ = ("packed", "size", "writes")
 
+    packed: Packed
+    writes: Sequence[Write]
+
     def __init__(self, writes: Sequence[Write], packed: Packed) -> None:
         super().__init__()
         self.writes, self.packed = writes, packed
-        self.size = sum(map(len, packed))
+        self.size: int = sum(map(len, packed))
 
 
 class _Together(Asked):
@@ -141,6 +147,7 @@ class Line:
         link: opens a connection to it.
         now: returns the time to be stored as text, empty for the server's own.
         ring: takes the counter of changes whenever the server tells it.
+        bell: the store's, which knows who wants to hear of commits.
 
     Attributes:
         batches: commands that carried appends.
@@ -152,10 +159,11 @@ class Line:
         link: Callable[[Place], Awaitable[Link]],
         now: Callable[[], str],
         ring: Callable[[int], None],
+        bell: Bell,
     ) -> None:
-        self._place, self._connect, self._now, self._ring = place, link, now, ring
-        self.port = AsyncioPort()
-        self.batches = 0
+        self._place, self._connect, self._now, self._ring, self._bell = place, link, now, ring, bell
+        self.port: AsyncioPort = AsyncioPort()
+        self.batches: int = 0
         self._queue: deque[Asked | Append] = deque()
         self._accepted = 0  # and not finished
         self._room: asyncio.Event | None = None
@@ -294,6 +302,8 @@ class Line:
         tickets: list[Ticket] = []
         for ticket in asked:
             tickets += ticket.appends if isinstance(ticket, _Together) else (ticket,)
+            if isinstance(ticket, _Together) and self._bell.on_commit is not None:
+                self._bell.on_commit(len(ticket.appends))
         self._accepted -= len(tickets)
         if self._room is not None:
             self._room.set()

@@ -42,7 +42,7 @@ class News:
         self._place, self._connect, self._ask, self._bell = place, connect, ask, bell
         self._last = -1
         self._task: asyncio.Task[None] | None = None
-        self.is_told = False
+        self.is_told: bool = False
 
     def ring(self, count: int) -> None:
         """Take a value of the counter; 0 says nothing."""

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from flowlet.errors import MissingExtra, StoreError
-from flowlet.stores.redis_errors import meaning
+from flowlet.stores.redis_errors import broken, meaning, refused, unreachable
 from flowlet.stores.redis_scripts import SCRIPTS, VERSION, name_of
 from flowlet.stores.redis_url import DURABILITIES, Place
 
-__all__ = ["Command", "Link", "connect", "import_driver", "link_to"]
+__all__ = ["Command", "Link", "connect", "import_driver", "link_to", "schema_at"]
 
 Command = Sequence[Any]
 """A command and its arguments: bytes, str or int."""
@@ -45,7 +45,7 @@ class Link:
 
     def __init__(self, connection: Any) -> None:
         self._connection = connection
-        self.durability = DURABILITIES[-1]
+        self.durability: str = DURABILITIES[-1]
 
     async def talk(self, commands: Sequence[Command]) -> list[Any]:
         """Send all commands at once; return the reply of each, which may be an exception of the driver.
@@ -92,6 +92,29 @@ async def connect(place: Place) -> Link:
         await connection.disconnect(nowait=True)
         raise
     return Link(connection)
+
+
+async def schema_at(place: Place) -> str | None:
+    """Return the version of the keys that are there, None for none; writes nothing.
+
+    Raises:
+        FlowletError: the server cannot be reached, or does not say.
+    """
+    import redis.exceptions as driver
+
+    try:
+        link = await connect(place)
+    except (driver.RedisError, OSError) as error:
+        raise unreachable(error, place.name) from error
+    try:
+        (found,) = await link.talk([("GET", f"{place.prefix}:schema")])
+    except (driver.RedisError, OSError) as error:
+        raise broken(error, place.name) from error
+    finally:
+        await link.close()
+    if isinstance(found, Exception):
+        raise refused(found, place.name) from found
+    return None if found is None else found.decode(errors="replace")
 
 
 async def link_to(place: Place) -> Link:

@@ -56,6 +56,9 @@ class Place:
 
     __slots__ = ("durability", "name", "options", "prefix", "scheme", "timeout")
 
+    name: str
+    scheme: str
+
     def __init__(self, url: str) -> None:
         options: dict[str, Any] = {"socket_connect_timeout": 5.0, "socket_keepalive": True}
         try:
@@ -69,7 +72,7 @@ class Place:
             raise ConfigError(f"no Redis store has a URL with the scheme {self.scheme!r}; the known forms are {_FORMS}")
         if parts.fragment or "@" in parts.path + parts.query:  # what follows the host may be a piece of it, too
             raise ConfigError(f"the URL of the Redis store has a '#', or an '@' behind the host{_QUOTE}")
-        self.prefix = "flowlet"
+        self.prefix: str = "flowlet"
         self.durability: str | None = None
         self._take_options(parts.query, options)
         if parts.username:
@@ -81,7 +84,7 @@ class Place:
         else:
             self._take_host(unquote(parts.hostname or "localhost"), port or 6379, parts.path, options)
         self.timeout: float = options.pop("socket_timeout", 10.0)
-        self.options = options
+        self.options: dict[str, Any] = options
 
     def __repr__(self) -> str:
         return f"Place({self.name!r}, prefix={self.prefix!r})"

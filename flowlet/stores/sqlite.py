@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
 from anyio import to_thread
@@ -19,7 +19,7 @@ from anyio import to_thread
 from flowlet.errors import ConfigError, StoreError
 from flowlet.store import Capabilities, Claims, Head, Stored, Work, Write
 from flowlet.stores import sqlite_leases, sqlite_reads
-from flowlet.stores.bell import Bell
+from flowlet.stores.bell import Bell, CommitTeller
 from flowlet.stores.port import port_here
 from flowlet.stores.refusal import malformed
 from flowlet.stores.sqlite_prune import Pruned
@@ -27,6 +27,9 @@ from flowlet.stores.sqlite_readers import Readers
 from flowlet.stores.sqlite_turn import Turn
 from flowlet.stores.sqlite_work import Append, Job, Open, Prune, Request, Stop
 from flowlet.stores.sqlite_writer import Writer
+
+if TYPE_CHECKING:
+    from flowlet.stores.sqlite_onlooker import SQLiteOnlooker
 
 __all__ = ["SQLiteStore"]
 
@@ -40,7 +43,7 @@ _PRUNE_STRIDE = 100
 _MOST_READ_HERE = 1 << 20
 
 
-class SQLiteStore:
+class SQLiteStore(CommitTeller):
     """Keep history in a SQLite file in WAL mode.
 
     The file and its tables are made at the first use; a call after `close` opens again, on any event
@@ -79,7 +82,7 @@ class SQLiteStore:
         name = os.fspath(path)
         if not name or "\0" in name:
             raise ConfigError(f"{name!r} names no file; give the path of a database")
-        self.path = os.path.abspath(name)
+        self.path: str = os.path.abspath(name)
         self._synchronous, self._busy_timeout, self._clock = synchronous, busy_timeout, clock
         self._bell = Bell()
         self._process = 0
@@ -246,6 +249,12 @@ class SQLiteStore:
                 break
             await anyio.sleep(time.monotonic() - began)
         return count
+
+    async def onlooker(self) -> SQLiteOnlooker:
+        """Return what reads the same file and neither makes nor changes anything."""
+        from flowlet.stores.sqlite_onlooker import SQLiteOnlooker
+
+        return SQLiteOnlooker(self.path)
 
     async def close(self) -> None:
         """Finish what was accepted, empty the write-ahead log, free connections and the thread."""

@@ -126,9 +126,12 @@ class Batch:
         notable: whether something was accepted that those who watch must hear of.
     """
 
+    connection: sqlite3.Connection
+    now: float
+
     def __init__(self, connection: sqlite3.Connection, now: float, largest: int, rows: Rows) -> None:
         self.connection, self.now = connection, now
-        self.notable = False
+        self.notable: bool = False
         self._largest = largest
         self._rows = rows
         self._catalog: dict[New, int] = {}

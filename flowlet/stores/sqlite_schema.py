@@ -21,7 +21,7 @@ from pathlib import Path
 
 from flowlet.errors import StoreError
 
-__all__ = ["APPLICATION_ID", "SCHEMA_VERSION", "connect_reader", "connect_writer"]
+__all__ = ["APPLICATION_ID", "SCHEMA_VERSION", "connect_reader", "connect_writer", "read_version"]
 
 APPLICATION_ID = 0x666C6F77
 """``flow`` in ASCII, in the file's header: how ``file(1)`` and a later flowlet know whose file it is."""
@@ -106,7 +106,7 @@ def connect_writer(path: str, synchronous: str) -> sqlite3.Connection:
     """
     connection = _connect(path, uri=False)
     try:
-        version = _inspect(connection, path)
+        version = read_version(connection, path)
         if connection.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
             _enter_wal(connection, path)
         # The text is one of two constants: a PRAGMA takes no parameters.
@@ -137,7 +137,7 @@ def _connect(path: str, *, uri: bool) -> sqlite3.Connection:
     )
 
 
-def _inspect(connection: sqlite3.Connection, path: str) -> int:
+def read_version(connection: sqlite3.Connection, path: str) -> int:
     """Return the version of the tables, 0 for none yet; refuse what is not ours. Writes nothing."""
     connection.execute("BEGIN")  # one view: another process may be making the tables just now
     try:
@@ -147,7 +147,7 @@ def _inspect(connection: sqlite3.Connection, path: str) -> int:
 
 
 def _version(connection: sqlite3.Connection, path: str) -> int:
-    """Return what `_inspect` does, inside of a transaction."""
+    """Return what `read_version` does, inside of a transaction."""
     application = connection.execute("PRAGMA application_id").fetchone()[0]
     version: int = connection.execute("PRAGMA user_version").fetchone()[0]
     tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]

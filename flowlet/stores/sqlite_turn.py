@@ -17,8 +17,8 @@ from typing import Any
 import anyio
 
 from flowlet.stores.bell import Bell
-from flowlet.stores.port import Port, Ticket
-from flowlet.stores.sqlite_work import Request
+from flowlet.stores.port import Port
+from flowlet.stores.sqlite_work import Append, Request
 from flowlet.stores.sqlite_writer import Writer
 
 __all__ = ["Turn"]
@@ -42,7 +42,7 @@ class Turn:
 
     def __init__(self, port: Port, writer: Writer, bell: Bell) -> None:
         self.port = port
-        self.inline = 0
+        self.inline: int = 0
         self._writer, self._bell = writer, bell
         self._gathered: list[Request] = []
         self._size, self._is_brief = 0, True  # of what was gathered
@@ -158,11 +158,13 @@ class Turn:
         self._flying -= len(requests)
         self._deliver(requests, news)
 
-    def _deliver(self, requests: Sequence[Ticket], news: bool) -> None:
+    def _deliver(self, requests: Sequence[Request], news: bool) -> None:
         self._accepted -= len(requests)
         if self._room is not None:
             self._room.set()
             self._room = None
         if news:
             self._bell.ring()
+        if self._bell.on_commit is not None and (appends := sum(isinstance(request, Append) for request in requests)):
+            self._bell.on_commit(appends)
         self.port.wake(requests)

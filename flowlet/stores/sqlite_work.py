@@ -51,6 +51,10 @@ class Append(Request):
 
     __slots__ = ("_work", "_writes", "is_brief", "size")
 
+    is_brief: bool
+    size: int
+    error: BaseException | None
+
     def __init__(self, writes: Sequence[Write], work: Work | None) -> None:
         super().__init__()
         self._writes, self._work = writes, work
@@ -81,6 +85,10 @@ class Job(Request):
 
     __slots__ = ("_function", "_notable", "is_brief")
 
+    is_brief: bool
+    value: Any
+    error: BaseException | None
+
     def __init__(
         self, function: Callable[[sqlite3.Connection, float], Any], *, notable: bool = False, is_brief: bool = True
     ) -> None:
@@ -104,7 +112,10 @@ class Prune(Request):
 
     __slots__ = ("_closed_before", "_limit", "size")
 
-    is_brief = False
+    is_brief: bool = False
+    size: int
+    value: Any
+    error: BaseException | None
 
     def __init__(self, closed_before: float, limit: int) -> None:
         super().__init__()

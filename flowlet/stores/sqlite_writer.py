@@ -59,10 +59,10 @@ class Writer:
     def __init__(
         self, path: str, *, synchronous: str, busy_timeout: float, clock: Callable[[], float], largest: int
     ) -> None:
-        self.pace = Pace()
-        self.commits = 0
-        self.served = 0
-        self.is_open = False
+        self.pace: Pace = Pace()
+        self.commits: int = 0
+        self.served: int = 0
+        self.is_open: bool = False
         self.watchers = 0
         self._path, self._synchronous, self._busy_timeout = path, synchronous, busy_timeout
         self._clock, self._largest = clock, largest

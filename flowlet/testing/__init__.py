@@ -1,38 +1,61 @@
-"""The proof that a store keeps its promises: subclass `StoreConformance`, return your store, run pytest.
+"""Help for tests: `stub`, a Flowlet whose time is moved by hand, and `StoreConformance`, which proves a store.
 
-Law: the checks ask for what `flowlet.store` promises and for nothing else, so that every store passes
-them unmodified; what a store says that it cannot do (`flowlet.store.Capabilities`) is skipped, and the
-reason of the skip names the flag. This package needs pytest, which flowlet does not install; nothing
-else of flowlet imports it, and it imports nothing of flowlet but `flowlet.store` and `flowlet.errors`.
+To prove a store, subclass `StoreConformance`, return your store, and run pytest.
+
+Law: nothing is imported before it is asked for. `stub` and `Clock` need no pytest; the checks of stores do, which
+flowlet does not install. They ask for what `flowlet.store` promises and for nothing else, so that every store passes them
+unmodified; what a store says that it cannot do (`flowlet.store.Capabilities`) is skipped, and the reason of the skip
+names the flag.
 """
 
 from __future__ import annotations
 
-import pytest
+from typing import TYPE_CHECKING, Any
 
-# Before they are imported: their assertions then say what was found, as those of a test file do.
-pytest.register_assert_rewrite(
-    *(
-        f"{__name__}.{module}"
-        for module in (
-            "calls",
-            "endurance",
-            "kills",
-            "leases",
-            "listing",
-            "opening",
-            "processes",
-            "races",
-            "records",
-            "signals",
-            "values",
-            "watching",
-            "work",
-        )
-    )
+if TYPE_CHECKING:
+    from flowlet.testing.conformance import StoreConformance
+    from flowlet.testing.hand import Clock
+    from flowlet.testing.stubs import Stub, StubClock, stub
+
+__all__ = ["Clock", "StoreConformance", "Stub", "StubClock", "stub"]
+
+_CHECKS = (
+    "calls",
+    "endurance",
+    "kills",
+    "leases",
+    "listing",
+    "opening",
+    "processes",
+    "races",
+    "records",
+    "signals",
+    "values",
+    "watching",
+    "work",
 )
 
-from flowlet.testing.clocks import Clock  # noqa: E402
-from flowlet.testing.conformance import StoreConformance  # noqa: E402
 
-__all__ = ["Clock", "StoreConformance"]
+def __getattr__(name: str) -> Any:
+    """Import what is asked for."""
+    if name == "StoreConformance":
+        return _conformance()
+    if name == "Clock":
+        from flowlet.testing.hand import Clock
+
+        return Clock
+    if name in ("Stub", "StubClock", "stub"):
+        from flowlet.testing import stubs as module
+
+        return getattr(module, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def _conformance() -> Any:
+    import pytest
+
+    # Before they are imported: their assertions then say what was found, as those of a test file do.
+    pytest.register_assert_rewrite(*(f"{__name__}.{module}" for module in _CHECKS))
+    from flowlet.testing.conformance import StoreConformance
+
+    return StoreConformance

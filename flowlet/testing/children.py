@@ -132,7 +132,7 @@ class Points:
     """Counts the calls by which this process changes the world, and kills it at one of them."""
 
     def __init__(self, kill: int | None) -> None:
-        self.passed = 0
+        self.passed: int = 0
         self._kill = kill
         self._lock = threading.Lock()
 

@@ -136,6 +136,13 @@ class StrictEngine:
         self._start("patch", key)
         return True
 
+    def keep(self, key: str, value: bytes | None, /) -> bytes | None:
+        started = self.journal.started
+        if self._position < len(started):
+            begun = started[self._position]
+            return self.note(key, begun[2]) if begun[:2] == ("note", key) else None
+        return None if value is None or self._position else self.note(key, value)
+
     def done(self) -> Sequence[tuple[StepCall, bytes | None]]:
         return list(self._done)
 

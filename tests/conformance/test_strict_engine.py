@@ -429,8 +429,9 @@ def undone_by_hand(question: Question) -> Resolved:
 
 
 async def run_locally(definition: Callable[..., Any], number: int, world: World) -> Any:
-    async with Flowlet(registry=registry) as flow:
-        flow.provide(World, world)
+    flow = Flowlet(registry=registry)
+    flow.provide(World, world)
+    async with flow:
         return await outcome_of(flow.execute(definition, number))
 
 
@@ -455,7 +456,9 @@ async def test_the_example(orders: Any, card: str, sku: str, seed: int, tmp_path
     line = orders.Line("o-1", "ann@example.org", sku, 2, Decimal("9.90"), "EUR", card)
     purchase = orders.Purchase("o-1", line.customer, line.currency, card, [line])
     world = orders.World(tmp_path / "effects")
-    async with Flowlet(registry=orders.registry) as flow:
+    flow = Flowlet(registry=orders.registry)
+    flow.provide(orders.World, world)
+    async with flow:
         values = {Flowlet: flow, orders.World: world}
         run = StrictRun(orders.checkout, purchase, dice=random.Random(seed), provide=values.__getitem__)
         good = (card, sku) == ("tok-1", "LAMP-01")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 import types
 from typing import Any, cast
 
+import msgspec
 import pytest
 
 from flowlet import Registry, step
@@ -106,3 +108,27 @@ def test_a_caller_looks_like_the_function_it_stands_for() -> None:
     assembled = cast(Any, registry.saga("twice", double))
     assert assembled.__name__ == "twice"
     assert list(assembled.__signature__.parameters) == ["n"]
+
+
+def test_what_is_typed_again_at_a_prompt_takes_the_place_of_what_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "ps1", ">>> ", raising=False)
+    registry = Registry()
+    cell = "@registry.saga\nasync def twice(n: int) -> int:\n    return n * {}\n"
+    chart = "review = registry.graph('review', state=Draft)\nreview.node({0})\nreview.entry({0})\nreview.final({0})\n"
+
+    async def write(text: str) -> dict[str, str]:
+        return {"text": text}
+
+    names = {"registry": registry, "__name__": "__main__", "Draft": Draft, "write": write}
+    for factor in (2, 3):
+        exec(cell.format(factor) + chart.format("write"), names)
+        assert registry.definitions["twice", "1"].target.__code__.co_consts[-1] == factor
+    with pytest.raises(DefinitionError, match="the name is taken"):
+        exec(cell.format(4), {"registry": registry, "__name__": "elsewhere"})
+    monkeypatch.delattr(sys, "ps1")
+    with pytest.raises(DefinitionError, match="the name is taken"):
+        exec(cell.format(4), names)
+
+
+class Draft(msgspec.Struct):
+    text: str = ""

@@ -21,10 +21,15 @@ from bulk_evidence import recorded, shard_heads
 from killing import LEASE, Kill, KillingStore, die, fork, fork_aside
 
 from flowlet import Flowlet, Run, provided
+from flowlet.config import BulkConfig, Config
 from flowlet.store import Work, Write
 from flowlet.stores.sqlite import SQLiteStore
 
 BULK = "june"
+
+
+ONCE = Config(bulk=BulkConfig(retry_attempts=1))
+"""What fails here fails at once, unless a test says otherwise."""
 
 
 class Refused(Exception):
@@ -102,7 +107,7 @@ async def work_on(database: Path, case: Case, kill: Kill, last: int, pause: int 
         return item * 2
 
     store = BusyStore(SQLiteStore(database), kill)
-    async with Flowlet(store, lease=lease) as flow:
+    async with Flowlet(store, lease=lease, config=ONCE) as flow:
         report = await flow.bulk(send, range(case.items), id=BULK, concurrency=case.concurrency)
         failed = [error.index for error in report.errors]
         assert (report.status, report.total, report.succeeded, failed) == case.expected(), str(report)

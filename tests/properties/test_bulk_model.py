@@ -13,9 +13,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from flowlet import Flowlet, Retry
+from flowlet.config import BulkConfig, Config
 from flowlet.core.bulk import BulkReport, Outcome
 from flowlet.errors import IdConflict
 from flowlet.stores import open_store
+
+ONCE = Config(bulk=BulkConfig(retry_attempts=1))
+"""What fails here fails at once, unless a test says otherwise."""
 
 
 class Item(msgspec.Struct):
@@ -124,7 +128,7 @@ def judge_outcomes(found: list[Outcome[Item, int]], items: list[Item], how: Aske
 @given(items_of(), asked)
 def test_without_an_id(items: list[Item], how: Asked) -> None:
     async def main() -> None:
-        flow, world = Flowlet(), World()
+        flow, world = Flowlet(config=ONCE), World()
         judge_report(await begin(flow, world, items, how), items, how.attempts)
         assert world.most <= how.concurrency
         assert world.attempts == Counter({i.number: min(i.fails + 1, how.attempts) for i in items})
@@ -138,7 +142,7 @@ def test_without_an_id(items: list[Item], how: Asked) -> None:
 def test_stopping_after_failures(items: list[Item], how: Asked, most: int) -> None:
     async def main() -> None:
         world = World()
-        report = await begin(Flowlet(), world, items, how, on_error=most)
+        report = await begin(Flowlet(config=ONCE), world, items, how, on_error=most)
         failed = len(fails_for_good(items, how.attempts))
         assert report.failed <= failed
         if failed < most:
@@ -163,7 +167,7 @@ def test_with_an_id_and_cut_off_again_and_again(
         store, world = open_store("memory://"), World()
         for cut in cuts:
             world.hang_at = world.calls + cut
-            async with Flowlet(store) as flow:
+            async with Flowlet(store, config=ONCE) as flow:
                 with anyio.move_on_after(0.02):
                     await begin(flow, world, items, how, id="june", batch_size=batch_size)
             assert world.under_way == 0
@@ -171,7 +175,7 @@ def test_with_an_id_and_cut_off_again_and_again(
             assert set(once.values()) <= {1}
         world.hang_at = -1
         before, done = Counter(world.attempts), await recorded(store, "june")
-        async with Flowlet(store) as flow:
+        async with Flowlet(store, config=ONCE) as flow:
             judge_outcomes([o async for o in begin(flow, world, items, how, id="june")], items, how)
             assert not set(world.attempts - before) & set(done), "an item on record was done again"
             assert await recorded(store, "june") == Counter(range(len(items)))
@@ -192,7 +196,7 @@ def test_several_at_once(items: list[Item], how: Asked, processes: int) -> None:
         store, world, reports = open_store("memory://"), World(), []
 
         async def work() -> None:
-            async with Flowlet(store) as flow:
+            async with Flowlet(store, config=ONCE) as flow:
                 reports.append(await begin(flow, world, items, how, id="june"))
 
         async with anyio.create_task_group() as group:
@@ -220,7 +224,7 @@ def test_other_items_are_refused(items: list[Item], how: Asked, place: int, chan
 
     async def main() -> None:
         store, world = open_store("memory://"), World()
-        async with Flowlet(store) as flow:
+        async with Flowlet(store, config=ONCE) as flow:
             await begin(flow, world, items, how, id="june")
             calls = world.calls
             sized = not how.as_stream and len(items) != len(others)

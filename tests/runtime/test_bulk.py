@@ -15,12 +15,16 @@ import anyio
 import pytest
 
 from flowlet import Flowlet, Retry, Run, current_run, provided, step
+from flowlet.config import BulkConfig, Config
 from flowlet.core.bulk import Progress
 from flowlet.errors import BulkFailed, ConfigError, DefinitionError, RunCancelled, RunError, RunTimeout, StepTimeout
 
 pytestmark = pytest.mark.anyio
 
-flow = Flowlet()
+ONCE = Config(bulk=BulkConfig(retry_attempts=1))
+"""What fails here fails at once, unless a test says otherwise."""
+
+flow = Flowlet(config=ONCE)
 Until = Callable[[Callable[[], Any]], Any]
 
 
@@ -315,7 +319,7 @@ async def test_cancelling_it_gives_a_report_of_what_was_done(id: str | None, unt
         return n
 
     reports = []
-    async with Flowlet() as mine:
+    async with Flowlet(config=ONCE) as mine:
         bulk = mine.bulk(hang_after_ten, range(100), id=id)
         with pytest.raises(RunError, match="has not begun"):
             bulk.cancel()
@@ -343,7 +347,7 @@ async def test_cancelling_it_before_the_first_item(id: str | None, as_async: boo
         begun.append(n)
         return n
 
-    async with Flowlet() as mine, mine.bulk(note, count_to(9) if as_async else range(9), id=id) as bulk:
+    async with Flowlet(config=ONCE) as mine, mine.bulk(note, count_to(9) if as_async else range(9), id=id) as bulk:
         bulk.cancel()
         assert (await bulk).status == "cancelled"
     assert begun == []
@@ -630,7 +634,7 @@ async def test_methods_and_provided_parameters() -> None:
     async def convert(n: int, gateway: Gateway = provided) -> int:
         return await gateway.convert(n)
 
-    mine = Flowlet()
+    mine = Flowlet(config=ONCE)
     mine.provide(Gateway, Gateway(3))
     assert await mine.bulk(convert, range(3)).values() == [0, 3, 6]
     assert await mine.bulk(Gateway(5).convert, range(3)).values() == [0, 5, 10]
@@ -643,7 +647,7 @@ async def test_an_assembled_saga_is_a_run_for_each_item() -> None:
     async def twice(n: int) -> int:
         return 2 * n
 
-    mine = Flowlet()
+    mine = Flowlet(config=ONCE)
     saga = mine.saga("doubling", twice)
     async with mine:
         assert await mine.bulk(saga, range(3)).values() == [0, 2, 4]
@@ -658,14 +662,14 @@ async def test_in_a_step_items_belong_to_it() -> None:
     async def work(n: int) -> list[str]:
         return await mine.bulk(ask, range(n)).values()
 
-    mine = Flowlet()
+    mine = Flowlet(config=ONCE)
     saga = mine.saga("asking", work)
     async with mine:
         assert await mine.execute(saga, 2, id="r-1") == ["r-1/work"] * 2
 
 
 async def test_in_the_body_of_a_run_it_is_refused() -> None:
-    mine = Flowlet()
+    mine = Flowlet(config=ONCE)
 
     @mine.saga
     async def body(n: int) -> int:
@@ -788,7 +792,7 @@ async def test_what_a_progress_function_raises_ends_the_bulk() -> None:
 
 
 async def test_the_log_tells_of_it(events: list[Any]) -> None:
-    mine = Flowlet()
+    mine = Flowlet(config=ONCE)
     await mine.bulk(odd_ones_fail, range(4))
     assert [(e["event"], e["function"]) for e in events] == [
         ("bulk.started", "odd_ones_fail"),

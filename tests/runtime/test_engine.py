@@ -290,11 +290,12 @@ async def test_a_value_that_nothing_provides(flow: Flowlet) -> None:
     @step
     async def use(gateway: Gateway = provided) -> None: ...
 
-    @flow.saga
-    async def body() -> None:
-        await use()
-
     async with flow:
+
+        @flow.saga  # too late to be found on entering
+        async def body() -> None:
+            await use()
+
         with pytest.raises(ConfigError, match=r"nothing provides .*Gateway: call flow\.provide"):
             await body()
 

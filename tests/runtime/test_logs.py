@@ -90,11 +90,12 @@ async def test_a_run_that_fails_or_cannot_be_undone(flow: Flowlet, events: list[
 async def test_a_run_that_is_parked_and_resumed(flow: Flowlet, events: list[Any]) -> None:
     class Gateway: ...
 
-    @flow.saga
-    async def body(gateway: Gateway = provided) -> int:
-        return 1
-
     async with flow:
+
+        @flow.saga
+        async def body(gateway: Gateway = provided) -> int:
+            return 1
+
         with pytest.raises(flowlet.errors.RunParked):
             await flow.execute(body, id="b")
         parked = events[-1]

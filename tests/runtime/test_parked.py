@@ -421,7 +421,8 @@ async def test_one_that_cannot_begin_and_was_cancelled_does_not_loop(new_store: 
         with anyio.fail_after(20):
             await world.reached.wait()
     world.hang = set()
-    async with entered(new_store(), build) as (flow, handle):
+    async with Flowlet(new_store(), grace=0) as flow:
+        handle = flow.handle("r", build(flow))
         assert "Service" in (await result_of(handle.result())).reason
         await handle.cancel()
         await anyio.sleep(0.5)

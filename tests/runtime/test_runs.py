@@ -860,11 +860,12 @@ async def test_an_input_that_no_longer_decodes_parks(new_store: Callable[[], Sto
 
 
 async def test_a_body_that_lacks_a_provider_is_parked_and_begins_when_it_is_there(flow: Flowlet) -> None:
-    @flow.saga
-    async def body(world: World = provided) -> int:
-        return len(world.log)
-
     async with flow:
+
+        @flow.saga
+        async def body(world: World = provided) -> int:
+            return len(world.log)
+
         with pytest.raises(RunParked, match=r"nothing provides World: call flow.provide"):
             await flow.execute(body, id="b")
         flow.provide(World, World(log=["x"]))

@@ -503,11 +503,26 @@ async def test_what_nothing_provides_is_said(flow: Flowlet, path: Path) -> None:
     async def body() -> None:
         await book()
 
-    async with flow:
-        error = await result_of(flow.execute(body))
-    assert isinstance(error, ConfigError)
-    assert "Ledger" in str(error)
+    with pytest.raises(DefinitionError) as raised:
+        async with flow:
+            pass
+    assert raised.value.problems == (
+        "book: nothing provides Ledger for parameter 'ledger'; write `flow.provide(Ledger, ...)` before entering the "
+        "Flowlet",
+    )
     assert rows(path) == []
+    async with Flowlet(flow.store) as late:
+        error = await result_of(late.execute(late.saga(name="late")(lone_body(book))))
+    assert isinstance(error, ConfigError)
+    assert "nothing provides Ledger" in str(error)
+    assert rows(path) == []
+
+
+def lone_body(book: Any) -> Any:
+    async def body() -> None:
+        await book()
+
+    return body
 
 
 class Plain:

@@ -13,8 +13,13 @@ import redis_server
 from bulk_evidence import recorded, shard_heads
 
 from flowlet import Flowlet
+from flowlet.config import BulkConfig, Config
 
 pytestmark = [pytest.mark.anyio, pytest.mark.parametrize("anyio_backend", ["asyncio"])]  # what the drivers run on
+
+
+ONCE = Config(bulk=BulkConfig(retry_attempts=1))
+"""What fails here fails at once, unless a test says otherwise."""
 
 
 @pytest.fixture(params=["postgres", "redis"])
@@ -51,7 +56,7 @@ class Sender:
 async def test_cut_off_and_shared(url: str) -> None:
     send, id = Sender(), "june"
     send.stop_at = 100
-    async with Flowlet(url) as flow:
+    async with Flowlet(url, config=ONCE) as flow:
         with anyio.move_on_after(1.0):
             await flow.bulk(send, range(400), id=id, concurrency=8)
         assert send.calls.total() == 100
@@ -60,7 +65,7 @@ async def test_cut_off_and_shared(url: str) -> None:
     send.stop_at = 10**9
 
     async def work() -> None:
-        async with Flowlet(url) as flow:
+        async with Flowlet(url, config=ONCE) as flow:
             report = await flow.bulk(send, range(400), id=id, concurrency=8)
             assert (report.status, report.total, report.failed) == ("completed", 400, 8)
             assert [error.index for error in report.errors] == list(range(7, 400, 50))
@@ -69,7 +74,7 @@ async def test_cut_off_and_shared(url: str) -> None:
         group.start_soon(work)
         group.start_soon(work)
     assert send.calls == Counter(range(400))
-    async with Flowlet(url) as flow:
+    async with Flowlet(url, config=ONCE) as flow:
         assert await recorded(flow.store, id) == Counter(range(400))
         assert all(head.closed is not None and head.owner is None for head in await shard_heads(flow.store, id))
         await flow.bulk(send, range(400), id=id)
