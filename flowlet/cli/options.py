@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import click
@@ -24,6 +24,14 @@ APP = "module:name of a Flowlet, for what needs its code (a codec, types, rules)
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*([smhdw])")
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
+
+
+def _one(name: str, before: Mapping[str, Any], given: str | None) -> str | None:
+    """Return an option that may stand before the command or behind it."""
+    first: str | None = before.get(name)
+    if first is not None and given is not None and first != given:
+        raise click.UsageError(f"--{name} is given twice, and not the same: {first!r} and {given!r}")
+    return first if given is None else given
 
 
 class Duration(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.2 or so
@@ -47,7 +55,9 @@ def on_a_store(command: F) -> F:
 
     @functools.wraps(command)
     def call(*args: Any, store: str | None, app: str | None, as_json: bool, **options: Any) -> Any:
-        return command(*args, place=Place(store, app), output=Output(as_json), **options)
+        before = click.get_current_context().find_root().params  # what stands before the command's name
+        place = Place(_one("store", before, store), _one("app", before, app))
+        return command(*args, place=place, output=Output(as_json or bool(before.get("as_json"))), **options)
 
     for option in (
         click.option("--json", "as_json", is_flag=True, help="Print JSON: one document, or a line for each thing."),

@@ -119,7 +119,10 @@ def _show_version(context: click.Context, _: click.Parameter, wanted: bool) -> N
     "does not answer.",
 )
 @click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_show_version, help="Say which.")
-def program() -> None:
+@click.option("--json", "as_json", is_flag=True, hidden=True)  # which may stand here as well as behind the command
+@click.option("--app", hidden=True)
+@click.option("--store", hidden=True)
+def program(**options: Any) -> None:
     """Look after what flowlet keeps in a store."""
 
 

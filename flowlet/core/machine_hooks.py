@@ -68,7 +68,10 @@ def _check_load(cls: type, function: Any, faults: Faults) -> None:
         return
     for parameter in list(inspect.signature(function).parameters.values())[1:]:
         if parameter.default is parameter.empty and parameter.kind is not parameter.VAR_POSITIONAL:
-            faults.add(f"{describe(cls)}.{LOAD}", f"nothing provides its parameter {parameter.name!r}; it takes none but those `= provided`")
+            faults.add(
+                f"{describe(cls)}.{LOAD}",
+                f"nothing provides its parameter {parameter.name!r}; it takes none but those `= provided`",
+            )
 
 
 def _check_near(cls: type, name: str, known: Iterable[str], faults: Faults) -> None:

@@ -3,9 +3,9 @@
 To prove a store, subclass `StoreConformance`, return your store, and run pytest.
 
 Law: nothing is imported before it is asked for. `stub` and `Clock` need no pytest; the checks of stores do, which
-flowlet does not install. They ask for what `flowlet.store` promises and for nothing else, so that every store passes them
-unmodified; what a store says that it cannot do (`flowlet.store.Capabilities`) is skipped, and the reason of the skip
-names the flag.
+flowlet does not install. They ask for what `flowlet.store` promises and for nothing else, so that every store passes
+them unmodified; what a store says that it cannot do (`flowlet.store.Capabilities`) is skipped, and the reason of the
+skip names the flag.
 """
 
 from __future__ import annotations

@@ -178,3 +178,10 @@ def test_what_is_not_for_a_terminal_has_no_colours(capsys: pytest.CaptureFixture
 
     Output(json=False).say(click.style("failed", fg="red"))
     assert capsys.readouterr().out == "failed\n"
+
+
+def test_the_store_may_stand_before_the_command(cli: Cli, url: str) -> None:
+    behind = cli("runs", "list", "--json", "--store", url)
+    assert cli("--store", url, "--json", "runs", "list") == behind
+    done = cli("--store", url, "runs", "list", "--store", "sqlite:///other.db")
+    assert (done.code, "given twice" in done.err) == (2, True)

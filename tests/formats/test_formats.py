@@ -163,5 +163,3 @@ async def test_all_of_it_can_be_copied(open_file: Open) -> None:
     report = await open_file().copy_to(open_store("memory://"))
     assert report.runs > len(ENDED)
     assert report.machines == 3
-
-

@@ -1,6 +1,7 @@
 """Definitions whose histories are kept in this folder, one file for each format of history there has been.
 
-They stay as they are: what is kept was written by them. What a later format can record is added in definitions of its own.
+They stay as they are: what is kept was written by them. What a later format can record is added in definitions of its
+own.
 """
 
 from __future__ import annotations
