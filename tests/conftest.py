@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import zlib
 from collections.abc import Callable, Iterator
@@ -13,6 +14,12 @@ import pytest
 from flowlet import Flowlet
 from flowlet.store import Store
 from flowlet.stores import open_store
+
+
+def pytest_configure() -> None:
+    """Let interrupts arrive where the tests were begun in the background, which leaves them ignored."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

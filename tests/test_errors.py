@@ -117,6 +117,8 @@ TREE = {
     "StoreInUse": StoreError,  # not in the design, nor the next: what copying a store may be refused for
     "CopyMismatch": StoreError,
     "ConfigError": FlowletError,
+    "Disabled": FlowletError,  # not in the design, nor the next: switched off by its configuration
+    "ProviderFailed": FlowletError,  # what steps are given could not be made
     "MissingExtra": FlowletError,
     "FlowletError": Exception,
 }

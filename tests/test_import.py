@@ -86,7 +86,8 @@ def imports(tree: ast.AST) -> Iterator[str]:
 def test_only_declared_packages_are_imported(root: Path) -> None:
     declared = {re.split(r"[^\w-]", line)[0].lower() for line in requires("flowlet") or () if "extra" not in line}
     assert declared == {"anyio", "msgspec", "structlog", "tenacity"}
-    allowed = {"flowlet"} | declared | LOOPS | EXTRAS | sys.stdlib_module_names
+    newer = {"annotationlib"}  # a part of Python since 3.14
+    allowed = {"flowlet"} | declared | LOOPS | EXTRAS | sys.stdlib_module_names | newer
     undeclared = {
         (path.relative_to(root).as_posix(), name)
         for path in (root / "flowlet").rglob("*.py")

@@ -113,8 +113,7 @@ class ProvideSide(Life):
             >>> flow = Flowlet()
             >>> class Gateway:
             ...     name = "visa"
-            >>> flow.provide(Gateway)
-            <class 'Gateway'>
+            >>> _ = flow.provide(Gateway)
             >>> class FakeGateway:
             ...     name = "fake"
             >>> @flow.saga

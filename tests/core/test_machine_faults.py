@@ -705,7 +705,7 @@ def hook_parameter() -> type:
     return Case
 
 
-@fault("Case.on_load: nothing provides its parameter 'store'; it takes none")
+@fault("Case.on_load: nothing provides its parameter 'store'; it takes none but those `= provided`")
 def load_parameter() -> type:
     class Case(Base):
         def on_load(self, store: str) -> None: ...

@@ -21,9 +21,9 @@ HERE = Path(__file__).parent
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(flowlet.__file__).parent.parent)}
 
 SWEEPS = {
-    ("every_write", "asyncio"): 2 * 14,
-    ("every_write", "trio"): 2 * 14,
-    ("every_item", "asyncio"): 20,
+    ("every_write", "asyncio"): 14 + 5,
+    ("every_write", "trio"): 14 + 5,
+    ("every_item", "asyncio"): 12,
     ("in_a_row", "asyncio"): 20,
     ("in_a_row", "trio"): 20,
     ("large", "asyncio"): 8 + 3,

@@ -159,7 +159,7 @@ def test_killed_at_137_then_resumed_then_run_again(
     assert shop.effects() == effects
 
 
-@pytest.mark.parametrize("at", [1, 20, 400, 700, 900])
+@pytest.mark.parametrize("at", [1, 400, 900])
 def test_killed_anywhere(at: int, shop: Shop, undisturbed: tuple[dict[str, str], Counter[str]]) -> None:
     shop.crash(at)
     check_recovery(shop, undisturbed, crashes=1)

@@ -89,7 +89,7 @@ async def test_each_attempt_has_a_container_that_is_closed_with_it(flow: Flowlet
 
 
 async def test_a_cancelled_attempt_closes_its_container(flow: Flowlet, sessions: Sessions) -> None:
-    @step(timeout=0.01)
+    @step(timeout=0.3)
     async def hang(session: Session = provided) -> None:
         await anyio.sleep_forever()
 

@@ -169,7 +169,9 @@ async def test_who_sleeps_costs_the_process_nothing(tmp_path: Path) -> None:
             tracemalloc.stop()
         assert (after - before) / RUNS < MOST_BYTES
         assert not runs.live
-        assert not runs.tasks
+        with anyio.fail_after(10):  # what set the last ones aside is about to end
+            while runs.tasks:
+                await anyio.sleep(0.002)
         assert not runs._dozes._times
         assert not runs._alarms._times
 

@@ -46,7 +46,7 @@ def script(order: Order) -> None:
         assert_type(b.create(Order(), id="o-1"), Order)
         assert_type(b.load(Order, "o-1"), Order)
         assert_type([run.id for run in b.runs(status="parked")], list[str])
-        b.start(checkout, "o-1", "3")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType, reportCallIssue]
+        b.start(checkout, "o-1", "3")  # type: ignore[arg-type, call-arg]  # pyright: ignore[reportArgumentType, reportCallIssue]
         b.call(order.pay, who="ann")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
 
 
