@@ -22,7 +22,7 @@ import uvicorn
 from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi.responses import JSONResponse
 from msgspec import Struct
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from flowlet import Flowlet, Registry, Run, compensate, in_state, level, provided, state, step, transition
 from flowlet.errors import ApprovalError, FlowletError, IdConflict, RunNotFound, TransitionNotAllowed
@@ -165,10 +165,10 @@ def agreement_of(order: str) -> str:
 
 # ---------------------------------------------------------------- the web
 class NewOrder(BaseModel):
-    id: str
+    id: str = Field(pattern=r"^[\w-]{1,64}$")  # it stands in addresses and in the ids of runs
     customer: str
     sku: str
-    total: int
+    total: int = Field(ge=0)
 
 
 class Decision(BaseModel):

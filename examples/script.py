@@ -3,12 +3,14 @@
     python examples/script.py photos/            # kill it, run it again: it goes on where it was
 
 No event loop, no server and no class: `Flowlet.run` enters, does the work and leaves. The id says what the work is, so
-that the second call with the same id is the same run, and its result.
+that the second call with the same id is the same run, and its result. With another photo it is other work: the id has a
+checksum of their names.
 """
 
 from __future__ import annotations
 
 import sys
+import zlib
 from pathlib import Path
 
 import anyio
@@ -42,5 +44,8 @@ async def gallery(folder: str, photos: list[str]) -> str:
 
 if __name__ == "__main__":
     folder = sys.argv[1] if len(sys.argv) > 1 else "."
+    if not Path(folder).is_dir():
+        sys.exit(f"there is no folder {folder}")  # before a run of it is on record as failed
     photos = sorted(str(path) for path in Path(folder).glob("*.jpg"))
-    print(flow.run(gallery, folder, photos, id=f"gallery:{Path(folder).resolve()}"))
+    names = zlib.crc32("\n".join(photos).encode())
+    print(flow.run(gallery, folder, photos, id=f"gallery:{Path(folder).resolve()}:{names:08x}"))

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
 from typing import Literal
 
@@ -72,7 +72,8 @@ async def begin(request: Request) -> Response:
 async def hear(request: Request) -> Response:
     news = msgspec.json.decode(await request.body(), type=News)
     message_id = request.headers.get("webhook-id")
-    await request.app.state.flow.handle(request.path_params["id"]).send("news", news, message_id=message_id)
+    with suppress(RunFinished):  # sent again, or too late: an error would have the provider send it once more
+        await request.app.state.flow.handle(request.path_params["id"]).send("news", news, message_id=message_id)
     return Response(status_code=204)
 
 
@@ -108,7 +109,6 @@ def make_app(flow: Flowlet) -> Starlette:
         exception_handlers={
             RunNotFound: answer(404),
             IdConflict: answer(409),
-            RunFinished: answer(410),
             msgspec.DecodeError: answer(400),
         },
     )

@@ -252,6 +252,24 @@ class Observer:
 
         It is entered after `tell` was called with ``work``. What it is around of is a run's body, one attempt of a
         step, one transition with its hooks, or all items of a bulk operation. None: nothing is to be around it.
+
+        Example:
+            >>> from contextlib import contextmanager
+            >>> from flowlet import Flowlet, step
+            >>> from flowlet.observing import AttemptBegan, Observer
+            >>> class Around(Observer):
+            ...     @contextmanager
+            ...     def around(self, work):
+            ...         if isinstance(work, AttemptBegan):
+            ...             print("before", work.step)
+            ...         yield
+            >>> flow = Flowlet(observers=(Around(),))
+            >>> @step
+            ... async def charge(amount: int) -> int:
+            ...     return amount
+            >>> flow.run(flow.saga("checkout", charge), 120)
+            before charge
+            120
         """
         return None
 
@@ -263,5 +281,22 @@ class Observer:
 
         Returns:
             A W3C ``traceparent``, or whatever this observer understands, up to some hundred characters; or None.
+
+        Example:
+            >>> from flowlet import Flowlet
+            >>> from flowlet.observing import Observer, RunBegan
+            >>> class Request(Observer):
+            ...     def trace(self, run_id: str, definition: str) -> str | None:
+            ...         return "request 7"
+            ...     def tell(self, event) -> None:
+            ...         if isinstance(event, RunBegan):
+            ...             print(event.definition, "comes from", event.trace)
+            >>> flow = Flowlet(observers=(Request(),))
+            >>> @flow.saga
+            ... async def checkout(amount: int) -> int:
+            ...     return amount
+            >>> flow.run(checkout, 120)
+            checkout comes from request 7
+            120
         """
         return None

@@ -394,7 +394,14 @@ class Store(Protocol):
 
 
 def missing_members(given: object) -> list[str]:
-    """Return the names that an object lacks to be a `Store`; none of them when it is one."""
+    """Return the names that an object lacks to be a `Store`; none of them when it is one.
+
+    Example:
+        >>> from flowlet.store import missing_members
+        >>> from flowlet.stores.memory import MemoryStore
+        >>> missing_members(MemoryStore())
+        []
+    """
     names = ["capabilities", *(name for name in vars(Store) if not name.startswith("_"))]
     return [name for name in names if not hasattr(given, name)]
 

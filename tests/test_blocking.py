@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -215,6 +216,74 @@ def test_who_waits_when_it_is_closed_is_told() -> None:
     assert not thread.is_alive()
     assert isinstance(told[0], FlowletError)
     b.close()  # again
+
+
+@pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt()])
+def test_what_ends_a_program_is_for_who_called_and_ends_no_loop(
+    flow: tuple[Flowlet, Blocking], error: BaseException
+) -> None:
+    made, b = flow
+    twice = made.saga("twice", double)
+
+    async def leave() -> None:
+        raise error
+
+    with pytest.raises(type(error)):
+        b.call(leave)
+    assert b.execute(twice, 21) == 42
+
+
+def test_its_own_loop_cannot_close_it(flow: tuple[Flowlet, Blocking]) -> None:
+    made, b = flow
+    twice = made.saga("twice", double)
+
+    async def close() -> None:
+        b.close()
+
+    with pytest.raises(FlowletError, match="from another thread"):
+        b.call(close)
+    assert b.execute(twice, 21) == 42
+
+
+DEAD = """
+from flowlet import Flowlet, step
+from flowlet.errors import FlowletError
+made = Flowlet()
+@step
+async def leave() -> None:
+    raise SystemExit(3)
+left = made.saga("left", leave)
+with made.blocking() as b:
+    try:
+        b.execute(left)
+    except (SystemExit, FlowletError):
+        print("told")
+    b._thread.join(10)
+    try:
+        b.execute(left)
+    except FlowletError:
+        print("refused")
+print("closed")
+"""
+
+
+def test_it_can_be_closed_when_its_loop_is_dead() -> None:
+    """In a process of its own: asyncio lets nothing survive a SystemExit, which would meet the next test as well."""
+    done = subprocess.run([sys.executable, "-c", DEAD], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout.split()) == (0, ["told", "refused", "closed"]), done.stderr
+
+
+def test_how_long_to_wait_may_be_a_timedelta(flow: tuple[Flowlet, Blocking]) -> None:
+    made, b = flow
+
+    @made.saga
+    async def wait(run: Run = provided) -> int:
+        return await run.receive("answer", type=int)
+
+    handle = b.start(wait)
+    with pytest.raises(TimeoutError, match=r"within 0\.01 s"):
+        handle.result(timedelta(seconds=0.01))
+    handle.cancel()
 
 
 PROGRAM = """

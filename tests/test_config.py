@@ -254,6 +254,49 @@ def test_a_named_file_must_be_there_and_say_something(name: str) -> None:
         Config.load(name, environ={})
 
 
+@pytest.mark.parametrize("name", ["flowlet.toml", "application.yaml"])
+def test_what_is_nested_too_deeply_is_named(name: str) -> None:
+    Path(name).write_text(("a = " if name == "flowlet.toml" else "workflow: ") + "[" * 10_000, encoding="utf-8")
+    assert problems() == [f"{name}:1: nested too deeply"]
+
+
+def test_a_name_too_long_for_the_system_is_a_file_that_is_not_there() -> None:
+    assert "does not exist" in problems(FLOWLET_CONFIG="x" * 5000 + ".toml")[0]
+
+
+def test_a_flowlet_toml_that_cannot_be_read_is_not_passed_over() -> None:
+    path = Path("flowlet.toml")
+    path.mkdir()
+    assert "no file that can be read" in problems()[0]
+    path.rmdir()
+    path.symlink_to("gone.toml")
+    assert "no file that can be read" in problems()[0]
+
+
+def test_yaml_on_one_line() -> None:
+    Path("application.yaml").write_text('{"workflow": {"lease": 3}}', encoding="utf-8")
+    assert load().lease == 3
+
+
+def test_numbers_that_can_only_be_mistakes() -> None:
+    for value in (1e308, 10**400):
+        with pytest.raises(ConfigError):
+            Config(lease=value)
+    with pytest.raises(ConfigError):
+        BulkConfig(batch_size=2**63)
+    assert BulkConfig(batch_size=2**63 - 1).batch_size == 2**63 - 1
+    assert Config(lease=timedelta.max).lease > 0
+
+
+def test_no_password_is_shown() -> None:
+    for url in (
+        "postgresql://u:hunter2@h/db",
+        "postgresql://u@h/db?password=hunter2&x=1",
+        "redis://h/0?PASSWORD=hunter2",
+    ):
+        assert "hunter2" not in repr(Config(store=url))
+
+
 # ---------------------------------------------------------------- profiles
 TOML = """
 lease = 10

@@ -207,6 +207,34 @@ async def test_time_does_not_go_back_and_passes_without_a_flowlet() -> None:
     assert flow.clock.time == before + 61
 
 
+@pytest.mark.parametrize("time", [float("nan"), float("inf")])
+async def test_time_passes_by_numbers_only(time: float) -> None:
+    async with stub() as flow:
+        before = flow.clock.time
+        with pytest.raises(ValueError, match="not by"):
+            await flow.clock.advance(time)
+        assert flow.clock.time == before
+
+
+async def test_two_who_advance_at_once_do_not_turn_time_back() -> None:
+    async with stub() as flow:
+        before, refused = flow.clock.time, 0
+
+        async def advance(days: int) -> None:
+            nonlocal refused
+            try:
+                await flow.clock.advance(days=days)
+            except FlowletError as error:
+                refused += "already" in str(error)
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(advance, 1)
+            tasks.start_soon(advance, 1)
+        assert (flow.clock.time - before, refused) == (86400, 1)
+        await flow.clock.advance(days=1)
+        assert flow.clock.time - before == 2 * 86400
+
+
 async def test_nothing_is_read_and_no_handler_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
     import signal
 

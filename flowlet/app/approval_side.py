@@ -89,6 +89,19 @@ class ApprovalSide(Life):
         It ends the chain, or sends it back, unless the level says ``veto=False`` and others can still approve it.
 
         Args, raises: as of `approve`.
+
+        Example:
+            >>> import anyio
+            >>> from flowlet import Flowlet, level
+            >>> flow = Flowlet()
+            >>> order = flow.approval("order", level("manager", role="manager"), type=str)
+            >>> async def main() -> None:
+            ...     async with flow:
+            ...         handle = await flow.start(order, "two chairs", id="o-1", requester="ann")
+            ...         await flow.reject("o-1", by="bob", roles={"manager"}, comment="which ones?")
+            ...         print((await handle.result()).status)
+            >>> anyio.run(main)
+            rejected
         """
         return await self._decide(id, False, by, roles, level, comment, on_behalf_of)
 
@@ -118,6 +131,20 @@ class ApprovalSide(Life):
         Raises:
             AlreadyDecided, DecisionRefused: as of `approve`; also if ``to`` is the requester, is asked on this level
                 anyway, or has decided.
+
+        Example:
+            >>> import anyio
+            >>> from flowlet import Flowlet, level
+            >>> flow = Flowlet()
+            >>> order = flow.approval("order", level("manager", role="manager"), type=str)
+            >>> async def main() -> None:
+            ...     async with flow:
+            ...         handle = await flow.start(order, "two chairs", id="o-1", requester="ann")
+            ...         await flow.delegate("o-1", by="bob", to="eve", roles={"manager"})
+            ...         await flow.approve("o-1", by="eve", roles=())
+            ...         print((await handle.result()).approved)
+            >>> anyio.run(main)
+            True
         """
         from flowlet.core.approval_messages import Delegated
 
@@ -137,6 +164,19 @@ class ApprovalSide(Life):
             DecisionRefused: ``by`` is not the requester.
             AlreadyDecided: the chain has ended.
             RunNotFound: there is no such run.
+
+        Example:
+            >>> import anyio
+            >>> from flowlet import Flowlet, level
+            >>> flow = Flowlet()
+            >>> order = flow.approval("order", level("manager", role="manager"), type=str)
+            >>> async def main() -> None:
+            ...     async with flow:
+            ...         handle = await flow.start(order, "two chairs", id="o-1", requester="ann")
+            ...         await flow.withdraw("o-1", by="ann")
+            ...         print((await handle.result()).status)
+            >>> anyio.run(main)
+            withdrawn
         """
         from flowlet.core.approval_messages import Withdrawn
 
@@ -158,6 +198,20 @@ class ApprovalSide(Life):
             EncodeError, DecodeError, PayloadTooLarge: the subject is of another type, or cannot be stored.
             RuleFailed: the ``when=`` of a level has.
             RunNotFound: there is no such run.
+
+        Example:
+            >>> import anyio
+            >>> from flowlet import Flowlet, level
+            >>> flow = Flowlet()
+            >>> order = flow.approval("order", level("manager", role="manager"), type=str)
+            >>> async def main() -> None:
+            ...     async with flow:
+            ...         handle = await flow.start(order, "two chairs", id="o-1", requester="ann")
+            ...         await flow.resubmit("o-1", "one chair", by="ann")
+            ...         await flow.approve("o-1", by="bob", roles={"manager"})
+            ...         print((await handle.result()).subject)
+            >>> anyio.run(main)
+            one chair
         """
         from flowlet.core.approval_messages import Resubmitted
         from flowlet.runtime.approvals import encode_subject
@@ -214,6 +268,20 @@ class ApprovalSide(Life):
         Raises:
             RunNotFound: there is no such run.
             ApprovalError: it is no run of an approval chain.
+
+        Example:
+            >>> import anyio
+            >>> from flowlet import Flowlet, level
+            >>> flow = Flowlet()
+            >>> order = flow.approval("order", level("manager", role="manager"), type=str)
+            >>> async def main() -> None:
+            ...     async with flow:
+            ...         handle = await flow.start(order, "two chairs", id="o-1", requester="ann")
+            ...         await flow.approve("o-1", by="bob", roles={"manager"})
+            ...         await handle.result()
+            ...         print([(entry.what, entry.by) async for entry in flow.audit("o-1")][-2:])
+            >>> anyio.run(main)
+            [('approved', 'bob'), ('ended', None)]
         """
         async for entry in self._approvals.audit(id):
             yield entry

@@ -12,6 +12,7 @@ import threading
 from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Iterator
 from concurrent.futures import CancelledError, Future
 from contextlib import suppress
+from datetime import timedelta
 from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Self, TypeVar, TypeVarTuple, Unpack, overload
@@ -20,6 +21,7 @@ import anyio
 from anyio.from_thread import BlockingPortal
 
 from flowlet.app.arguments import Deadline, SagaClass
+from flowlet.core.retry import Seconds
 from flowlet.errors import FlowletError
 from flowlet.runtime.tasks import is_loop_running
 
@@ -45,11 +47,33 @@ def _named(requester: str | None) -> dict[str, str]:
     return {} if requester is None else {"requester": requester}
 
 
+class _Exit:
+    """A call wants the program to end."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+
 class BlockingHandle(Generic[R_co]):
     """One run, asked from threads: `flowlet.runtime.handle.Handle` without ``await``.
 
     Attributes:
         id: of the run.
+
+    Example:
+        >>> from flowlet import Flowlet, Run, provided
+        >>> flow = Flowlet()
+        >>> @flow.saga
+        ... async def order(run: Run = provided) -> str:
+        ...     await run.publish("said", "waiting")
+        ...     return "paid by " + await run.receive("payment", type=str)
+        >>> with flow.blocking() as b:
+        ...     handle = b.start(order, id="o-1")
+        ...     handle.send("payment", "ann", message_id="1")
+        ...     print(handle.result(timeout=30), handle.status(), handle.read("said", type=str))
+        ...     print([record.kind for record in handle.history()][-1], handle.report().status)
+        paid by ann completed waiting
+        completed completed
     """
 
     def __init__(self, blocking: Blocking, handle: Handle[R_co]) -> None:
@@ -57,17 +81,19 @@ class BlockingHandle(Generic[R_co]):
         self._handle = handle
         self.id: str = handle.id
 
-    def result(self, timeout: float | None = None, *, raise_on_reject: bool = False) -> R_co:
+    def result(self, timeout: Seconds | None = None, *, raise_on_reject: bool = False) -> R_co:
         """Wait for the run's end and return its result.
 
         Args:
-            timeout: seconds to wait; the run goes on afterwards.
+            timeout: seconds to wait, or a timedelta; the run goes on afterwards.
 
         Raises:
             TimeoutError: it has not ended by then.
             Exception: what the run failed with.
         """
         ask = partial(self._handle.result, raise_on_reject=raise_on_reject)
+        if isinstance(timeout, timedelta):
+            timeout = timeout.total_seconds()
         return self._blocking._wait(ask, timeout, f"run {self.id!r} has not ended")
 
     def status(self) -> Status:
@@ -124,7 +150,36 @@ class BlockingHandle(Generic[R_co]):
 
 
 class Blocking:
-    """What `Flowlet.blocking` returns. Any number of threads may use it."""
+    """What `Flowlet.blocking` returns. Any number of threads may use it.
+
+    Example:
+        >>> from flowlet import Flowlet, in_state, state, transition
+        >>> flow = Flowlet()
+        >>> @flow.machine
+        ... class Door:
+        ...     @state(initial=True)
+        ...     class Shut: ...
+        ...     @state(final=True)
+        ...     class Open: ...
+        ...     @transition(Shut, Open)
+        ...     async def unlock(self, by: str) -> str:
+        ...         return f"unlocked by {by}"
+        >>> @flow.saga
+        ... async def double(n: int) -> int:
+        ...     return 2 * n
+        >>> with flow.blocking() as b:  # or b.open() and b.close()
+        ...     print(b.execute(double, 21, id="d-1"), b.handle("d-1", double).status(), b.start(double, 4).result())
+        ...     print(len(list(b.runs())), b.bulk(double, [1, 2, 3]).succeeded)
+        ...     door = b.create(Door(), id="front")
+        ...     print(b.call(door.unlock, by="ann"), in_state(b.load(Door, "front"), Door.Open))
+        ...     print(list(b.machines(Door)), [t.event for t in b.history("front")])
+        ...     print([entity.id for entity in b.iterate(flow.runs("double", limit=1))])
+        42 completed 8
+        2 3
+        unlocked by ann True
+        ['front'] ['unlock']
+        ['d-1']
+    """
 
     def __init__(self, flow: Flowlet, backend: str) -> None:
         self._flow = flow
@@ -158,7 +213,13 @@ class Blocking:
         return self
 
     def close(self) -> None:
-        """Leave the Flowlet, as the end of ``with`` does; who still waits gets a `FlowletError`."""
+        """Leave the Flowlet, as the end of ``with`` does; who still waits gets a `FlowletError`.
+
+        Raises:
+            FlowletError: it is called on the very loop that it ends, and would wait for itself.
+        """
+        if self._thread is threading.current_thread():
+            raise FlowletError("close() was called on the loop that it ends: call it from another thread")
         thread, self._thread = self._thread, None
         started, self._started = self._started, None
         if thread is None or started is None:
@@ -166,7 +227,8 @@ class Blocking:
         atexit.unregister(self._close_at_exit)
         if self._process == os.getpid():  # a fork has no such thread
             portal = started.result()
-            portal.start_task_soon(portal.stop)
+            with suppress(RuntimeError):  # something like SystemExit in a step has ended the loop before
+                portal.start_task_soon(portal.stop)
             thread.join()
 
     def _close_at_exit(self) -> None:
@@ -239,15 +301,18 @@ class Blocking:
                 "this was opened before a fork, and its thread is in the parent: open one in each process"
             )
 
-        async def main() -> R:
-            return await ask()
+        async def main() -> R | _Exit:
+            try:
+                return await ask()
+            except (KeyboardInterrupt, SystemExit) as error:
+                return _Exit(error)  # meant for who waits, and not for the loop that others use, too
 
         try:
             future = started.result().start_task_soon(main)
         except RuntimeError as error:
             raise FlowletError("this is closed: use it inside `with flow.blocking() as b:`") from error
         try:
-            return future.result(timeout)
+            outcome = future.result(timeout)
         except CancelledError as error:
             raise FlowletError("this was closed meanwhile; a run goes on when its Flowlet is entered again") from error
         except TimeoutError:
@@ -258,6 +323,9 @@ class Blocking:
         except BaseException:
             future.cancel()  # an interrupt: nobody waits any more
             raise
+        if isinstance(outcome, _Exit):
+            raise outcome.error
+        return outcome
 
     def _refuse_in_loop(self, what: str) -> None:
         if is_loop_running():

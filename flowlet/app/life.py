@@ -18,7 +18,7 @@ from flowlet.config.values import Config
 from flowlet.core.definitions import RunDefinition
 from flowlet.core.ids import RESERVED
 from flowlet.core.retry import Seconds
-from flowlet.errors import ConfigError, Conflict, Disabled, FlowletError
+from flowlet.errors import ConfigError, Conflict, Disabled, FlowletError, ProviderFailed
 from flowlet.registry import Registry
 from flowlet.runtime.logs import Log
 from flowlet.runtime.machine_works import Messenger
@@ -171,6 +171,9 @@ class Life(Assembler):
                     self._log.observing.leave(self.store)
                 try:
                     await self._close()
+                except ProviderFailed:
+                    if e is None:  # otherwise what the block has raised says more, and this is in the log
+                        raise
                 finally:
                     self._changed()
                     guest, self._guest = self._guest, None

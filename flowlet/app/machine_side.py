@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from typing import Any, TypeVar, cast, overload
+from typing import Any, TypeVar, overload
 
 from flowlet.app.life import Life
 from flowlet.core.machine import Transition
@@ -64,14 +64,52 @@ class MachineSide(Life):
             RunNotFound: there is none.
             IdConflict: the id belongs to another definition.
             HistoryMismatch: its history does not fit the definition.
+
+        Example:
+            >>> import anyio
+            >>> from flowlet import Flowlet, in_state, state, transition
+            >>> flow = Flowlet()
+            >>> @flow.machine
+            ... class Parcel:
+            ...     @state(initial=True)
+            ...     class Packed: ...
+            ...     @state(final=True)
+            ...     class Sent: ...
+            ...     @transition(Packed, Sent)
+            ...     async def send(self) -> None: ...
+            >>> async def main() -> None:
+            ...     async with flow:
+            ...         await (await flow.create(Parcel(), id="p-1")).send()
+            ...         print(in_state(await flow.load(Parcel, "p-1"), Parcel.Sent))
+            >>> anyio.run(main)
+            True
         """
-        return cast(M, await self._open_machines.load(machine, id))
+        return await self._open_machines.load(machine, id)
 
     def history(self, id: str, /) -> AsyncIterator[Transition]:
         """Yield a machine's transitions in order, without loading them all.
 
         Raises:
             RunNotFound: there is no such machine.
+
+        Example:
+            >>> import anyio
+            >>> from flowlet import Flowlet, state, transition
+            >>> flow = Flowlet()
+            >>> @flow.machine
+            ... class Parcel:
+            ...     @state(initial=True)
+            ...     class Packed: ...
+            ...     @state(final=True)
+            ...     class Sent: ...
+            ...     @transition(Packed, Sent)
+            ...     async def send(self) -> None: ...
+            >>> async def main() -> None:
+            ...     async with flow:
+            ...         await (await flow.create(Parcel(), id="p-1")).send()
+            ...         print([(t.version, t.event, t.target) async for t in flow.history("p-1")])
+            >>> anyio.run(main)
+            [(2, 'send', 'Sent')]
         """
         return self._open_machines.history(id)
 
@@ -85,6 +123,25 @@ class MachineSide(Life):
             RunNotFound: there is no such machine.
             HistoryMismatch: a record does not fit the definition, or the snapshot does not fit the records.
             DecodeError: a record is damaged or missing.
+
+        Example:
+            >>> import anyio
+            >>> from flowlet import Flowlet, state, transition
+            >>> flow = Flowlet()
+            >>> @flow.machine
+            ... class Parcel:
+            ...     @state(initial=True)
+            ...     class Packed: ...
+            ...     @state(final=True)
+            ...     class Sent: ...
+            ...     @transition(Packed, Sent)
+            ...     async def send(self) -> None: ...
+            >>> async def main() -> None:
+            ...     async with flow:
+            ...         await (await flow.create(Parcel(), id="p-1")).send()
+            ...         print(await flow.verify(Parcel, "p-1"))
+            >>> anyio.run(main)
+            2
         """
         return await self._open_machines.verify(machine, id)
 
@@ -93,5 +150,24 @@ class MachineSide(Life):
 
         Args:
             state: only those that are in this state.
+
+        Example:
+            >>> import anyio
+            >>> from flowlet import Flowlet, state, transition
+            >>> flow = Flowlet()
+            >>> @flow.machine
+            ... class Parcel:
+            ...     @state(initial=True)
+            ...     class Packed: ...
+            ...     @state(final=True)
+            ...     class Sent: ...
+            ...     @transition(Packed, Sent)
+            ...     async def send(self) -> None: ...
+            >>> async def main() -> None:
+            ...     async with flow:
+            ...         await (await flow.create(Parcel(), id="p-1")).send()
+            ...         print([id async for id in flow.machines(Parcel, state=Parcel.Sent)])
+            >>> anyio.run(main)
+            ['p-1']
         """
         return self._open_machines.machines(machine, state=state)

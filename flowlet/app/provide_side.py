@@ -139,6 +139,15 @@ class ProvideSide(Life):
 
         Args:
             services: asked in the order in which they were given.
+
+        Example:
+            >>> import svcs
+            >>> from flowlet import Flowlet
+            >>> from flowlet.ext.svcs import Services
+            >>> registry = svcs.Registry()
+            >>> registry.register_value(float, 0.19)
+            >>> flow = Flowlet()
+            >>> flow.provide_from(Services(registry))
         """
         self._providers.add_services(services)
 

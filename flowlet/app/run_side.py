@@ -155,6 +155,19 @@ class RunSide(Life):
             Exception: what the run failed with.
             IdConflict: the id is taken by something else.
             RunError: the run begins with the transition whose action asks for its result.
+
+        Example:
+            >>> import anyio
+            >>> from flowlet import Flowlet
+            >>> flow = Flowlet()
+            >>> @flow.saga
+            ... async def double(n: int) -> int:
+            ...     return 2 * n
+            >>> async def main() -> None:
+            ...     async with flow:
+            ...         print(await flow.execute(double, 21, id="d-1"))
+            >>> anyio.run(main)
+            42
         """
         found = self._run_definition(definition)
         if id is not None:
@@ -209,7 +222,22 @@ class RunSide(Life):
     @overload
     def handle(self, id: str, definition: Callable[..., Awaitable[R]], /) -> Handle[R]: ...
     def handle(self, id: str, definition: Any = None, /) -> Any:
-        """Return the handle of a run; that there is one is found out when it is asked something."""
+        """Return the handle of a run; that there is one is found out when it is asked something.
+
+        Example:
+            >>> import anyio
+            >>> from flowlet import Flowlet
+            >>> flow = Flowlet()
+            >>> @flow.saga
+            ... async def double(n: int) -> int:
+            ...     return 2 * n
+            >>> async def main() -> None:
+            ...     async with flow:
+            ...         await flow.start(double, 21, id="d-1")
+            ...         print(await flow.handle("d-1", double).result())
+            >>> anyio.run(main)
+            42
+        """
         return Handle(id, self._open_runs, None if definition is None else self._run_definition(definition))
 
     def runs(
@@ -279,4 +307,4 @@ class RunSide(Life):
             )
         if self._registry.definitions.get((found.name, found.version)) is not found:
             raise FlowletError(f"{found.name!r} is not included here: flow.include(the registry or module it is in)")
-        return cast(RunDefinition, found)
+        return cast(RunDefinition, found)  # pyright: ignore[reportUnnecessaryCast] - mypy needs it

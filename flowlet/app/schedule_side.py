@@ -46,6 +46,22 @@ class ScheduleSide(Life):
 
         Raises:
             ConfigError: the name is not a text.
+
+        Example:
+            >>> import anyio
+            >>> from datetime import timedelta
+            >>> from flowlet import Flowlet
+            >>> flow = Flowlet()
+            >>> @flow.every(timedelta(days=1))
+            ... @flow.saga
+            ... async def clean() -> None: ...
+            >>> async def main() -> None:
+            ...     async with flow:
+            ...         schedule = flow.schedule("clean")
+            ...         await schedule.pause()
+            ...         print((await schedule.info()).paused)
+            >>> anyio.run(main)
+            True
         """
         from flowlet.runtime.schedule_handle import Schedule
 

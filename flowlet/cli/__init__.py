@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0
     """
     try:
-        import click  # noqa: F401
+        import click  # noqa: F401  # pyright: ignore[reportUnusedImport] - whether it is there
     except ImportError:
         sys.stderr.write("the command line needs click and rich; install them: pip install 'flowlet[cli]'\n")
         return 2

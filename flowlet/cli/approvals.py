@@ -79,7 +79,7 @@ def inbox(place: Place, output: Output, role: str | None, person: str | None, wa
     async def look(desk: Desk) -> Picture:
         import msgspec
 
-        rows = []
+        rows: list[dict[str, Any]] = []
         async for item in desk.inbox(role=role, person=person):
             row = msgspec.to_builtins(item, builtin_types=(bytes,))
             rows.append(row | {"subject": _shown(place, item.definition, row["subject"])})

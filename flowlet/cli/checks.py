@@ -7,7 +7,7 @@ noted and stands in for itself, so that those behind it are looked at as well.
 from __future__ import annotations
 
 import pkgutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -86,7 +86,7 @@ def _imported(name: str, problems: list[tuple[str, str]]) -> Any:
 
 
 @contextmanager
-def noting(problems: list[str]) -> Iterator[None]:
+def noting(problems: list[str]) -> Generator[None]:
     """Have assembling note what is wrong, and go on with what it was given."""
     from flowlet.core.registry import BaseRegistry
 

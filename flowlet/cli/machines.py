@@ -194,7 +194,8 @@ def history(place: Place, output: Output, id: str, after: int, limit: int | None
         from flowlet.runtime.machine_view import machine_records, view_record
 
         head = await find_head(store, id)
-        table, rows = Table(output, _RECORD_COLUMNS), []
+        table = Table(output, _RECORD_COLUMNS)
+        rows: list[dict[str, Any]] = []
         upto = head.version if limit is None else min(head.version, after + limit)
         async for seq, record in machine_records(store, head, after):
             if seq > upto:

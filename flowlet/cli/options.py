@@ -10,11 +10,11 @@ import functools
 import re
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from flowlet.cli.output import Output
+from flowlet.cli.output import Output, lines_of
 from flowlet.cli.place import Place
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -34,7 +34,13 @@ def _one(name: str, before: Mapping[str, Any], given: str | None) -> str | None:
     return first if given is None else given
 
 
-class Duration(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.2 or so
+if TYPE_CHECKING:  # generic since click 8.2 or so
+    _Kind = click.ParamType[Any]
+else:
+    _Kind = click.ParamType
+
+
+class Duration(_Kind):
     """A number of seconds, such as ``90s``, ``15m``, ``12h``, ``30d`` or ``2w``."""
 
     name = "duration"
@@ -104,6 +110,7 @@ def ask(yes: bool, question: str) -> None:
     """
     if yes:
         return
+    question = lines_of(question)
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         raise click.UsageError(f"{question} There is no terminal to ask at: say --yes. Nothing was done.")
     if not click.confirm(question, err=True):

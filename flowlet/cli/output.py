@@ -8,6 +8,8 @@ else has written cannot steer the terminal.
 from __future__ import annotations
 
 import os
+import re
+import shlex
 import shutil
 import sys
 import unicodedata
@@ -43,6 +45,8 @@ _GAP: Final = "  "
 _NARROWEST: Final = 8
 _LONGEST: Final = 2000
 """Letters of one value that are shown; --json shows all."""
+_STEERING: Final = re.compile("[\x7f-\x9f\xad\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]")
+"""What JSON may hold as it is, and what yet steers terminals."""
 
 
 class Column:
@@ -58,9 +62,11 @@ class Column:
     def __init__(
         self, key: str, *, shrinks: bool = False, leaves: bool = False, show: Callable[[Any], str] | None = None
     ) -> None:
-        self.key, self.shrinks, self.leaves = key, shrinks, leaves
-        self.title = key.replace("_", " ").upper()
-        self.show = show or text_of
+        self.key: str = key
+        self.shrinks: bool = shrinks
+        self.leaves: bool = leaves
+        self.title: str = key.replace("_", " ").upper()
+        self.show: Callable[[Any], str] = show or text_of
 
 
 class Output:
@@ -98,7 +104,7 @@ class Output:
 
     def note(self, text: str) -> None:
         """Tell something that is not part of the answer."""
-        click.echo(text, err=True)
+        click.echo(lines_of(text), err=True)
 
     def facts(self, facts: Iterable[tuple[str, Any]], indent: str = "") -> None:
         """Print names and values below each other, leaving out what is None."""
@@ -124,7 +130,7 @@ class Table:
 
     def lines(self, rows: Sequence[Row]) -> list[str]:
         """Return rows as lines, the titles before the first ones."""
-        lines = []
+        lines: list[str] = []
         if self._widths is None:
             self._widths = self._fit(rows)
             titles = [column.title for column in self._columns]
@@ -140,6 +146,12 @@ class Table:
         ]
         if self._room is None:
             return widths
+        # One value that is very long is to make its own line long, and not all of them.
+        most = max(_NARROWEST, self._room // 2)
+        widths = [
+            wide if column.shrinks else min(wide, max(most, len(column.title)))
+            for wide, column in zip(widths, self._columns, strict=True)
+        ]
         for index in sorted(range(len(widths)), key=lambda i: -widths[i]):
             if self._columns[index].shrinks:
                 widths[index] -= min(max(0, self._over(widths)), max(0, widths[index] - _NARROWEST))
@@ -153,7 +165,7 @@ class Table:
         return sum(widths) + len(_GAP) * (len(widths) - 1) - self._room
 
     def _line(self, cells: Sequence[str], widths: Sequence[int]) -> str:
-        parts = []
+        parts: list[str] = []
         for cell, wide, column in zip(cells, widths, self._columns, strict=True):
             cell = cut(cell, wide) if column.shrinks and self._room is not None else cell
             parts.append(paint(cell) + " " * (wide - width_of(cell)))
@@ -177,6 +189,17 @@ def text_of(value: Any) -> str:
     text = value if isinstance(value, str) else to_json(value)
     text = "".join(letter if _is_harmless(letter) else _escaped(letter) for letter in text[: _LONGEST + 1])
     return text if len(text) <= _LONGEST else text[:_LONGEST] + "…"
+
+
+def lines_of(text: str) -> str:
+    """Return a text of several lines, in which nothing else steers the terminal."""
+    return "".join(letter if letter == "\n" or _is_harmless(letter) else _escaped(letter) for letter in text)
+
+
+def argument(word: str) -> str:
+    """Return a word as it is written behind a command in a shell, which must not do what it says."""
+    quoted = text_of(shlex.quote(word))
+    return f"-- {quoted}" if word.startswith("-") else quoted
 
 
 def _is_harmless(letter: str) -> bool:
@@ -230,7 +253,9 @@ def to_json(thing: Any, indent: int = 0) -> str:
         data = msgspec.json.encode(thing)
     except (TypeError, ValueError, msgspec.MsgspecError):
         data = msgspec.json.encode(_plain(thing))
-    return (msgspec.json.format(data, indent=indent) if indent else data).decode()
+    text = (msgspec.json.format(data, indent=indent) if indent else data).decode()
+    # Such letters occur in JSON's texts only, where this is another spelling of them.
+    return text if text.isascii() and "\x7f" not in text else _STEERING.sub(lambda m: f"\\u{ord(m[0]):04x}", text)
 
 
 def _plain(thing: Any) -> Any:

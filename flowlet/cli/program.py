@@ -10,6 +10,7 @@ import io
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from importlib import import_module
 from typing import Any, Final
 
@@ -130,6 +131,7 @@ def run(arguments: list[str]) -> int:
     """Run a command; return its exit code."""
     if "_FLOWLET_COMPLETE" in os.environ:  # asked by a shell
         program.main(arguments, "flowlet")
+    _open_what_is_closed()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal that knows little shows what it can
@@ -142,6 +144,10 @@ def run(arguments: list[str]) -> int:
     except BrokenPipeError:
         _let_go_of_output()
         return UNREAD
+    except OSError as error:  # such as a full disk behind what is printed
+        _let_go_of_output()
+        _complain(str(error))
+        return PROBLEM
 
 
 def _invoke(arguments: list[str]) -> int:
@@ -156,6 +162,7 @@ def _invoke(arguments: list[str]) -> int:
         _complain("nothing was done")
         return PROBLEM
     except click.ClickException as error:
+        error.message = _harmless(error.message)  # type: ignore[misc]  # Final only in its types
         error.show()
         return USAGE if isinstance(error, click.UsageError) else error.exit_code
     except (FlowletError, ImportError) as error:
@@ -194,10 +201,23 @@ def _report(error: Exception, arguments: Sequence[str]) -> int:
 
 
 def _complain(text: str) -> None:
-    click.echo(click.style("error: ", fg="red") + text, err=True)
+    click.echo(click.style("error: ", fg="red") + _harmless(text), err=True)
+
+
+def _harmless(text: str) -> str:
+    from flowlet.cli.output import lines_of  # which a program that has no error to tell of need not have
+
+    return lines_of(text)
+
+
+def _open_what_is_closed() -> None:
+    """Have streams, also where whoever started this has closed them."""
+    sys.stdin = sys.stdin or open(os.devnull)  # noqa: SIM115 - for as long as the process lives
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115 - for as long as the process lives
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115 - for as long as the process lives
 
 
 def _let_go_of_output() -> None:
     """Have nothing written any more: Python would complain when it flushes at its end."""
-    with open(os.devnull, "wb") as nothing:
+    with open(os.devnull, "wb") as nothing, suppress(OSError):  # it may be none of the system's
         os.dup2(nothing.fileno(), sys.stdout.fileno())

@@ -14,7 +14,7 @@ import click
 import msgspec
 
 from flowlet.cli.options import ask, on_a_store, with_yes
-from flowlet.cli.output import Output, text_of
+from flowlet.cli.output import Output, argument, text_of
 from flowlet.cli.place import Place
 from flowlet.cli.run_reading import not_found
 from flowlet.errors import RunError
@@ -98,7 +98,11 @@ def retry(place: Place, output: Output, id: str, yes: bool) -> None:
     """Try what has failed again: a step behind the pivot, or compensations."""
     head = head_of(place, id)
     if head.status not in ("needs_attention", "compensation_failed"):
-        hint = f"flowlet runs fork {id} --from STEP begins it anew there" if head.closed is not None else _other(head)
+        hint = (
+            f"flowlet runs fork --from STEP {argument(id)} begins it anew there"
+            if head.closed is not None
+            else _other(head)
+        )
         raise RunError(f"run {id!r} is {head.status!r}, and has no step to try again; {hint}")
     ask(yes, f"Try what has failed in run {text_of(id)} of {head.definition} again?")
     give(place, id, lambda handle: handle.resume())
@@ -107,7 +111,7 @@ def retry(place: Place, output: Output, id: str, yes: bool) -> None:
 
 def _other(head: Head) -> str:
     if head.status == "parked":
-        return f"flowlet runs resume {head.id} lets it go on"
+        return f"flowlet runs resume {argument(head.id)} lets it go on"
     return "it goes on by itself"
 
 
@@ -178,5 +182,5 @@ def read_json(text: str | None, what: str) -> Any:
     """
     try:
         return None if text is None else msgspec.json.decode(text)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, RecursionError) as error:
         raise click.UsageError(f"""{what} is no JSON: {error}; write a text in quotes, as in '"paid"'""") from None

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from flowlet.cli.options import on_a_store, with_limit, with_watch
-from flowlet.cli.output import Column, Output, Table, seconds_text, time_of, time_text
+from flowlet.cli.output import Column, Output, Table, argument, seconds_text, time_of, time_text
 from flowlet.cli.place import Place
 from flowlet.cli.program import unknown
 from flowlet.cli.watching import Picture
@@ -278,7 +278,7 @@ def describe(output: Output, view: RunView) -> list[str]:
 
 def advise(view: RunView) -> str | None:
     """Say what somebody can do about a run, if it needs somebody."""
-    id, step = view.head.id, view.asked[0] if view.asked else "STEP"
+    id, step = argument(view.head.id), argument(view.asked[0]) if view.asked else "STEP"
     match view.head.status:
         case "parked":
             return f"mend the cause, then: flowlet runs resume {id}   (or undo it: flowlet runs compensate {id})"
@@ -289,7 +289,8 @@ def advise(view: RunView) -> str | None:
             )
         case "compensation_failed":
             return f"flowlet runs retry {id} tries it again; flowlet runs skip {id} {step} says it was undone by hand"
-    return None
+        case _:
+            return None
 
 
 _RECORD_COLUMNS = (
@@ -325,7 +326,8 @@ def history(place: Place, output: Output, id: str, after: int, limit: int | None
         if stored is None or stored.head.kind != "run":
             raise await not_found(store, id, "run", stored)
         handle: Handle[Any] = Handle(id, Reader(store))
-        table, rows, left = Table(output, _RECORD_COLUMNS), [], limit
+        table, left = Table(output, _RECORD_COLUMNS), limit
+        rows: list[dict[str, Any]] = []
         upto = stored.head.version
         async for record in handle.events() if watch else handle.history():
             if left == 0:

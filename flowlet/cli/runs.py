@@ -5,7 +5,9 @@ from __future__ import annotations
 from flowlet.cli import run_orders, run_reading
 from flowlet.cli.program import Group
 
-runs = Group("runs", help="Look at runs, and tell them what to do.", short_help="Look at runs, and give them orders.")
+runs: Group = Group(
+    "runs", help="Look at runs, and tell them what to do.", short_help="Look at runs, and give them orders."
+)
 for _command in (
     run_reading.list_runs,
     run_reading.show,

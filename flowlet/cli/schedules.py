@@ -50,7 +50,7 @@ def _desk(place: Place, work: Callable[[Desk], Awaitable[Any]], *, writes: bool 
 async def _rows(desk: Desk) -> list[dict[str, Any]]:
     import msgspec
 
-    rows = []
+    rows: list[dict[str, Any]] = []
     async for schedule in desk.schedules():
         row = msgspec.to_builtins(schedule)
         del row["included"]  # of this process, which has no code

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -48,7 +49,7 @@ def verify(place: Place, output: Output, ids: tuple[str, ...]) -> int:
     return place.read(read)
 
 
-async def _verdicts(store: Store, verifier: Any, ids: tuple[str, ...]) -> Any:
+async def _verdicts(store: Store, verifier: Any, ids: tuple[str, ...]) -> AsyncIterator[Verdict]:
     if not ids:
         async for verdict in verifier.judge_all():
             yield verdict

@@ -23,7 +23,8 @@ class Unreadable(Exception):
 
     def __init__(self, reason: str, line: int) -> None:
         super().__init__(reason)
-        self.reason, self.line = reason, line
+        self.reason: str = reason
+        self.line: int = line
 
 
 class Document(Struct, frozen=True):

@@ -6,6 +6,7 @@ and not raised, but for a file that cannot be read at all.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +20,7 @@ from flowlet.errors import ConfigError
 
 _SEARCHED = ("flowlet.toml", "application.yaml", "application.yml", "pyproject.toml")
 _YAML = (".yaml", ".yml")
-_WORKFLOW = re.compile(r"^[\"']?workflow[\"']?\s*:", re.MULTILINE)
+_WORKFLOW = re.compile(r"^(?:\{\s*)?[\"']?workflow[\"']?\s*:", re.MULTILINE)
 
 
 class Source(Struct, frozen=True):
@@ -62,7 +63,9 @@ def find_source() -> Source | None:
 
 def _look(path: Path) -> Source | None:
     """Return a file if it is there and configures flowlet."""
-    if not path.is_file():
+    if not os.path.isfile(path):
+        if path.name == "flowlet.toml" and os.path.lexists(path):  # nobody else has one, so it was meant for flowlet
+            raise ConfigError(f"{path}: is no file that can be read, and configures nothing: mend it or take it away")
         return None
     text = _text(path)
     # Programs have an application.yaml without flowlet, and no PyYAML.
@@ -84,9 +87,9 @@ def open_source(path: Path, named_by: str) -> Source:
         ConfigError: it is not there, cannot be read or says nothing of flowlet.
         MissingExtra: it is YAML, and PyYAML is not installed.
     """
-    if not path.is_file():
-        what = "is a directory: name the file" if path.is_dir() else "does not exist"
-        raise ConfigError(f"{named_by}: {str(path)!r} {what}")
+    if not os.path.isfile(path):  # which a name that is too long only makes say no
+        what = "is a directory: name the file" if os.path.isdir(path) else "does not exist"
+        raise ConfigError(f"{named_by}: {str(path)!r:.200} {what}")
     if path.suffix not in (".toml", *_YAML):
         raise ConfigError(f"{named_by}: {str(path)!r} is of no known format; it takes a .toml, .yaml or .yml file")
     source = _read(path, _text(path))

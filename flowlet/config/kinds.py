@@ -5,7 +5,6 @@ Law: pure; what cannot be meant is a `ValueError`, and whoever asked says where 
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable
 from datetime import timedelta
@@ -43,6 +42,10 @@ class Setting(Struct, frozen=True):
     meaning: str
 
 
+_MOST = 2**63 - 1
+_LONGEST = timedelta.max.total_seconds()
+"""Numbers beyond these can only be mistakes, and no store takes them."""
+
 _TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
@@ -73,7 +76,7 @@ def _at_least(least: int, *, zero_is_none: bool = False, optional: bool = False)
             raise ValueError
         if zero_is_none and value == 0:
             return None
-        if value < least:
+        if not least <= value <= _MOST:
             raise ValueError
         return value
 
@@ -97,7 +100,8 @@ def _duration(*, positive: bool = False, optional: bool = False) -> Callable[[An
             return None
         if isinstance(value, timedelta):
             value = value.total_seconds()
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value < 0:
+        # Of no number this compares false to is anything known: nan is one of them.
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= _LONGEST:
             raise ValueError
         if value == 0 and optional:
             return None

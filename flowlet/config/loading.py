@@ -137,4 +137,4 @@ def _nearest(key: str, name: str, keys: tuple[str, ...]) -> str:
         section = name.partition(".")[0]
         return nearest(key, [n.removeprefix(f"{section}.") for n in names if n.startswith(f"{section}.")])
     flat = [n.removeprefix(f"{FLAT}.") for n in names if "." not in n or n.startswith(f"{FLAT}.")]
-    return nearest(key, [*flat, *sections(Config), _PROFILES])
+    return nearest(key, [*flat, *sections(Config), *([_PROFILES] if len(keys) == 1 else [])])

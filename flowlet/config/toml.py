@@ -29,6 +29,8 @@ def read_toml(text: str) -> Document:
         if match is None:
             raise Unreadable(str(error), len(text.splitlines()) or 1) from error
         raise Unreadable(match[1], int(match[2])) from error
+    except RecursionError as error:
+        raise Unreadable("nested too deeply", 1) from error
     return Document(content, dict(_lines(text)))
 
 

@@ -25,7 +25,7 @@ class Checked(Struct, frozen=True, kw_only=True):
     """Values that are checked when they are made."""
 
     def __post_init__(self) -> None:
-        problems = []
+        problems: list[str] = []
         for name, setting in settings(type(self)).items():
             value = getattr(self, name)
             try:
@@ -190,8 +190,10 @@ def sections(cls: type[Checked]) -> Mapping[str, type[Checked]]:
 
 
 def shown(value: object) -> str:
-    """Return a value for a message: short, and without the password of a URL."""
-    return repr(re.sub("//.*@", "//***@", value) if isinstance(value, str) else value)[:200]
+    """Return a value for a message: short, and without the password of a URL, also one that is among its options."""
+    if isinstance(value, str):
+        value = re.sub(r"([?&]\w*password=)[^&#]*", r"\1***", re.sub("//.*@", "//***@", value), flags=re.IGNORECASE)
+    return repr(value)[:200]
 
 
 def wrong(kind: Kind, given: str) -> str:

@@ -28,6 +28,8 @@ def read_yaml(text: str) -> Document:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         raise Unreadable(error.problem or str(error), 1 if mark is None else mark.line + 1) from error
+    except RecursionError as error:
+        raise Unreadable("nested too deeply", 1) from error
     except yaml.YAMLError as error:
         raise Unreadable(str(error), 1) from error
     lines: dict[Keys, int] = {}

@@ -70,6 +70,10 @@ class BulkError(msgspec.Struct, Generic[T_co], frozen=True, eq=False):
     def __str__(self) -> str:
         return f"item {self.index} ({self.shown}): {type(self.error).__name__}: {self.error}"
 
+    def __repr__(self) -> str:
+        item = redact(self.item, self.secrets)
+        return f"BulkError(index={self.index}, item={item!r}, error={self.error!r}, attempts={self.attempts})"
+
     @property
     def shown(self) -> str:
         """The item as it may be shown, shortened."""

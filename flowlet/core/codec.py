@@ -22,7 +22,7 @@ _VALUE = r"(?s)^((?:Invalid (?:enum )?value|Object contains unknown field) ).*?(
 
 _encoder = msgspec.msgpack.Encoder()
 _UNENCODABLE = (TypeError, ValueError, OverflowError, RecursionError, msgspec.MsgspecError)
-_UNDECODABLE = (msgspec.MsgspecError, ValueError, OverflowError, RecursionError)
+_UNDECODABLE = (msgspec.MsgspecError, ValueError, TypeError, OverflowError, RecursionError)
 
 pack: Callable[[Any], bytes] = _encoder.encode
 """Encode without a typed error, for values that are known to encode."""

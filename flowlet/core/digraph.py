@@ -54,6 +54,15 @@ class Digraph(Generic[N]):
         [('write',), ('check', 'spell'), ('print',)]
         >>> list(graph.paths("write", "print"))
         [('write', 'check', 'print'), ('write', 'spell', 'print')]
+        >>> graph.successors("write"), graph.predecessors("spell")
+        (('check', 'spell'), ('write',))
+        >>> sorted(graph.ancestors("print")), sorted(graph.descendants("spell"))
+        (['check', 'spell', 'write'], ['print'])
+        >>> loop = Digraph({"try": ["fail"], "fail": ["try", "give up"]})
+        >>> list(loop.cycles()), loop.cycle_of("fail")
+        ([('try', 'fail')], ('fail', 'try'))
+        >>> loop.components()
+        [('try', 'fail'), ('give up',)]
     """
 
     __slots__ = ("_before", "_names", "_places", "_rows")
@@ -125,11 +134,12 @@ class Digraph(Generic[N]):
         rows = self._rows
         left = count_before(rows)
         layer = [node for node, count in enumerate(left) if not count]
-        layers, placed = [], 0
+        layers: list[list[int]] = []
+        placed = 0
         while layer:
             layers.append(layer)
             placed += len(layer)
-            following = []
+            following: list[int] = []
             for node in layer:
                 for after in rows[node]:
                     left[after] -= 1
@@ -210,6 +220,12 @@ class Digraph(Generic[N]):
         Args:
             durations: seconds by node, 0 for those that are missing; or the report of a run, where all that was done
                 for a node counts.
+
+        Example:
+            >>> from flowlet.traversal import Digraph
+            >>> graph = Digraph({"write": ["check", "spell"], "check": ["print"], "spell": ["print"]})
+            >>> graph.critical_path({"write": 2, "check": 1, "spell": 5, "print": 1})
+            CriticalPath(nodes=('write', 'spell', 'print'), seconds=8.0)
         """
         seconds = self._durations(durations)
         groups = list(reversed(find_components(self._rows)))

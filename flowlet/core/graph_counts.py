@@ -49,7 +49,7 @@ class Counts:
             left[row[0]] = 0
             self._executing += 1
             return (Firing(row[0], past, 1 << row[0], 0),)
-        ready = []
+        ready: list[int] = []
         for node in nodes:
             waiting[node] = waiting.get(node, 0) | past
             left[node] = count = left[node] - 1

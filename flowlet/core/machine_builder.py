@@ -205,7 +205,7 @@ class _Reading:
     def _check_automatic(self, method: str, mark: TransitionMark) -> None:
         """Nobody gives arguments to what happens by itself."""
         parameters = self.parameters[method]
-        given = {"result"} if mark.done else {"error"} if mark.failed else set()
+        given: set[str] = {"result"} if mark.done else {"error"} if mark.failed else set()
         for name in (*parameters.names, *parameters.keywords):
             if name not in parameters.defaults and name not in given:
                 self.faults.add(

@@ -248,10 +248,10 @@ _UNION: Any = type(int | str)
 def _reader(names: tuple[str, ...]) -> Callable[[Any], tuple[Any, ...]]:
     if not names:
         return read_nothing
-    if len(names) > 1:
-        return operator.attrgetter(*names)
-    one = operator.attrgetter(names[0])
-    return lambda machine: (one(machine),)
+    if len(names) == 1:
+        one = operator.attrgetter(names[0])
+        return lambda machine: (one(machine),)
+    return operator.attrgetter(*names)
 
 
 class Snapshot:

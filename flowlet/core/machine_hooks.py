@@ -126,7 +126,7 @@ def bind_start(
 ) -> dict[str, Callback]:
     """Bind the enter hooks that run when a machine starts, when no event gives them anything."""
     nothing = event_parameters(_start, namespace, faults)
-    found = {}
+    found: dict[str, Callback] = {}
     for name in names_of(tree, sum(1 << n for n in tree.start().enters)):
         function = functions.enter.get(name)
         if inspect.isfunction(function):

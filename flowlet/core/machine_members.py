@@ -71,7 +71,7 @@ def _unfit(cls: type) -> str | None:
         return "an Enum cannot be a machine; its members can be the states of one"
     if issubclass(cls, (tuple, str, int, float, bytes, frozenset, BaseException)):
         return f"a subclass of {cls.__mro__[-2].__name__} cannot be a machine; use a dataclass or a plain class"
-    params = getattr(cls, "__dataclass_params__", None)
+    params: Any = getattr(cls, "__dataclass_params__", None)
     if (params is not None and params.frozen) or _is_frozen_attrs(cls):
         return "a frozen class cannot be a machine, since its attributes are the machine's data; leave out frozen=True"
     return None

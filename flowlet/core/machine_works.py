@@ -96,7 +96,7 @@ def _read(
     signature = read_signature(function, namespace, faults, method=method)
     if signature.result is MISSING:
         faults.add(state.ref, f"annotate what {describe(function)} returns: it is recorded")
-    names = []
+    names: list[str] = []
     for parameter in signature.inputs:
         if parameter.name in data:
             names.append(parameter.name)
@@ -120,7 +120,7 @@ def _of_definition(
     if inspect.isclass(function):
         faults.add(state.ref, f"invoke={describe(function)}: give an async function that calls it")
         return None
-    names = []
+    names: list[str] = []
     for parameter in definition.starter.inputs:
         if parameter.name in data:
             names.append(parameter.name)

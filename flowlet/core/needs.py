@@ -42,7 +42,7 @@ def takes_provided(function: Any) -> bool:
         function = function.func
     function = inspect.unwrap(getattr(function, "__func__", function))
     defaults = getattr(function, "__defaults__", None) or ()
-    keywords = getattr(function, "__kwdefaults__", None) or {}
+    keywords: dict[str, Any] = getattr(function, "__kwdefaults__", None) or {}
     return any(value is provided for value in (*defaults, *keywords.values()))
 
 

@@ -64,10 +64,10 @@ def _read_closing(
         signature = read_signature(mark.function, namespace, faults)
     if signature.variadic:
         faults.add(where, "takes *args or **kwargs; name what it takes")
-    sources = {p.name: _closing_source(p, wiring, where, faults) for p in signature.inputs}
-    used = [(n, s) for n, s in sources.items() if s is not None]
-    step = child or build_side_step(name, function, signature, [n for n, _ in used])
-    return Closing(f"~{name}", step, tuple(s for _, s in used))
+    sources: dict[str, Source | None] = {p.name: _closing_source(p, wiring, where, faults) for p in signature.inputs}
+    used = [n for n, s in sources.items() if s is not None]
+    step = child or build_side_step(name, function, signature, used)
+    return Closing(f"~{name}", step, tuple(s for s in sources.values() if s is not None))
 
 
 def _closing_source(parameter: Any, wiring: Wiring, where: str, faults: Faults) -> Source | None:

@@ -64,17 +64,47 @@ class Run:
         return f"{self.id}/{self._key}" if self._key else self.id
 
     def now(self) -> datetime:
-        """Return the time (UTC) of the run's last record: the same on every replay."""
+        """Return the time (UTC) of the run's last record: the same on every replay.
+
+        Example:
+            >>> from flowlet import Flowlet, Run, provided
+            >>> flow = Flowlet()
+            >>> @flow.saga
+            ... async def draw(run: Run = provided) -> str:
+            ...     return f"{run.now():%Z} {run.uuid().version} {0 <= run.random() < 1}"
+            >>> flow.run(draw)
+            'UTC 4 True'
+        """
         return datetime.fromtimestamp(self._engine.now(), UTC)
 
     def uuid(self) -> UUID:
-        """Return an id that is the same on every replay and attempt, and different at every call."""
+        """Return an id that is the same on every replay and attempt, and different at every call.
+
+        Example:
+            >>> from flowlet import Flowlet, Run, provided
+            >>> flow = Flowlet()
+            >>> @flow.saga
+            ... async def draw(run: Run = provided) -> bool:
+            ...     return run.uuid() != run.uuid()
+            >>> flow.run(draw)
+            True
+        """
         from uuid import UUID
 
         return UUID(bytes=self._draw(16), version=4)
 
     def random(self) -> float:
-        """Return a number in [0, 1) that is the same on every replay and attempt, and different at every call."""
+        """Return a number in [0, 1) that is the same on every replay and attempt, and different at every call.
+
+        Example:
+            >>> from flowlet import Flowlet, Run, provided
+            >>> flow = Flowlet()
+            >>> @flow.saga
+            ... async def draw(run: Run = provided) -> bool:
+            ...     return 0 <= run.random() < 1
+            >>> flow.run(draw)
+            True
+        """
         return (int.from_bytes(self._draw(8), "big") >> 11) / (1 << 53)
 
     def patched(self, name: str, /) -> bool:
@@ -143,6 +173,17 @@ class Run:
 
         Raises:
             RunError: the time has no timezone, or this is not the body of a run.
+
+        Example:
+            >>> from datetime import timedelta
+            >>> from flowlet import Flowlet, Run, provided
+            >>> flow = Flowlet()
+            >>> @flow.saga
+            ... async def remind(run: Run = provided) -> str:
+            ...     await run.sleep_until(run.now() + timedelta(milliseconds=10))
+            ...     return "now"
+            >>> flow.run(remind)
+            'now'
         """
         program = self._body("sleep_until()")
         if not isinstance(at, datetime) or at.tzinfo is None:

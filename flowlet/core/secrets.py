@@ -268,7 +268,7 @@ def _field_names(cls: type) -> dict[str, str] | None:
             return {name: str(place) for place, name in enumerate(cls.__struct_fields__, first)}
         return dict(zip(cls.__struct_fields__, cls.__struct_encode_fields__, strict=True))
     if issubclass(cls, tuple) and hasattr(cls, "_fields"):
-        return {name: str(place) for place, name in enumerate(cls._fields)}
+        return {name: str(place) for place, name in enumerate(cls._fields)}  # pyright: ignore[reportAttributeAccessIssue]
     if dataclasses.is_dataclass(cls) or hasattr(cls, "__attrs_attrs__") or typing.is_typeddict(cls):
         return {name: name for base in cls.__mro__ for name in _written(base)}
     return None

@@ -208,7 +208,7 @@ def build_tree(states: Mapping[str, State], refs: Mapping[Any, str], faults: Fau
     def below(name: str) -> int:
         return sum(1 << s.number | below(s.name) for s in inside[name])
 
-    nodes = []
+    nodes: list[Node] = []
     for name in names:
         real = [s for s in inside[name] if s.kind not in ("shallow", "deep")]
         nodes.append(

@@ -59,7 +59,8 @@ class Wiring(msgspec.Struct, frozen=True, eq=False):
 
     def leads_to(self, start: int, end: int) -> bool:
         """Tell whether a step needs another one, directly or through others."""
-        stack, seen = [end], set()
+        stack = [end]
+        seen: set[int] = set()
         while stack:
             for need in self.steps[stack.pop()].needs:
                 if need == start:

@@ -7,7 +7,7 @@ its registry and containers.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -15,8 +15,8 @@ from flowlet.errors import MissingExtra
 
 try:
     import svcs
-except ImportError as error:
-    raise MissingExtra("flowlet.ext.svcs needs svcs: pip install svcs") from error
+except ImportError as _error:
+    raise MissingExtra("flowlet.ext.svcs needs svcs: pip install svcs") from _error
 
 
 class Services:
@@ -52,7 +52,7 @@ class Services:
         return annotation in self._registry
 
     @asynccontextmanager
-    async def open(self) -> AsyncIterator[Callable[[Any], Awaitable[Any]]]:
+    async def open(self) -> AsyncGenerator[Callable[[Any], Awaitable[Any]]]:
         """Open a container, and close it with all that was taken from it."""
         async with svcs.Container(self._registry) as container:
             yield container.aget

@@ -28,6 +28,24 @@ class Bulk(Generic[T_co, R_co]):
 
     Await it for a report. Iterate over it for the outcomes, as the items end; use ``async with`` around that if you may
     leave early, so that what is under way has ended when you go on.
+
+    Example:
+        >>> import anyio
+        >>> from flowlet import Flowlet
+        >>> flow = Flowlet()
+        >>> async def double(n: int) -> int:
+        ...     return 2 * n
+        >>> async def main() -> None:
+        ...     report = await flow.bulk(double, [1, 2, 3])
+        ...     print(report.succeeded)
+        ...     async with flow.bulk(double, [1, 2, 3], ordered=True) as outcomes:
+        ...         async for outcome in outcomes:
+        ...             print(outcome.item, outcome.value)
+        >>> anyio.run(main)
+        3
+        1 2
+        2 4
+        3 6
     """
 
     __slots__ = ("__weakref__", "_begun", "_concurrency", "_make", "_name", "_operation", "_ordered", "_outlet")

@@ -98,7 +98,8 @@ class Account:
 
     async def _digest_shards(self, size: int) -> bytes:
         """Return a digest of each shard of items that are all there; nothing if it would be too much."""
-        items, limit, digests = self._plan.items, self._host.max_payload, []
+        items, limit = self._plan.items, self._host.max_payload
+        digests: list[bytes] = []
         if isinstance(items, Sequence) and (limit is None or len(items) // size * WIDTH < limit // 2):
             for start in range(0, len(items), size):
                 digests.append(digest_shard(digest_items(items[start : start + size])[0]))

@@ -162,7 +162,7 @@ class Ledger:
             raise errors.exceptions[0] from errors.exceptions[0].__cause__
         if operation.crew.error is not None:  # found out at the last commit
             raise operation.crew.error
-        return status
+        return status  # pyright: ignore[reportPossiblyUnboundVariable] - the group swallows nothing
 
     async def _guard(self, main: Callable[[], Awaitable[None]]) -> None:
         """Have what breaks a task beside the items break the operation, after what was begun has ended."""

@@ -187,7 +187,7 @@ class Operation:
         if pairs is None and isinstance(plan.items, AsyncIterable):
             pairs = number(plan.items)
         if pairs is None:
-            numbered: Iterator[Pair] = enumerate(plan.items)
+            numbered: Iterator[Pair] = enumerate(plan.items)  # pyright: ignore[reportArgumentType] - it is Any
             return in_lists(numbered, plan.list_size) if plan.batch else numbered
         return Feed(in_lists_async(pairs, plan.list_size) if plan.batch else pairs)
 

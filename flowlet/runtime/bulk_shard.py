@@ -290,7 +290,8 @@ def is_lost(error: Exception) -> bool:
 
 def digest_items(items: Sequence[Any]) -> tuple[bytes, dict[int, EncodeError]]:
     """Return the digests of items, and which of them cannot be stored, and why."""
-    digests, problems = [], {}
+    digests: list[bytes] = []
+    problems: dict[int, EncodeError] = {}
     for place, item in enumerate(items):
         digest, problem = digest_item(item)
         digests.append(digest)

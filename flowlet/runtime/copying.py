@@ -311,10 +311,12 @@ class _Copy:
         """Read an entity from both stores and compare all of it."""
         try:
             at, version = 0, 1
-            while at < version:
+            while True:
                 count, ours = await self._compare_page(id, at)
                 version = version if at else ours.head.version
                 at += count
+                if at >= version:
+                    break
         except CopyMismatch as error:
             latest = await self._source.load(id, limit=0)
             if latest is None or latest.head.updated >= self._began:
@@ -352,7 +354,7 @@ class _Copy:
 
     async def _wake_page(self, heads: Sequence[Head]) -> None:
         """Let those fall due in the target that wait for a time."""
-        writes = []
+        writes: list[Write] = []
         for head in heads:
             there = await self._target.load(head.id, limit=0)
             if there is not None and there.head.wake != head.wake:

@@ -188,7 +188,10 @@ class Execution(Ending):
             engine.hear_of(self._signals)
         try:
             if inputs is None:
-                inputs = definition.starter.input.decode(started.input, f"the input of run {self.journal.id!r}")
+                decoded: tuple[Any, ...] = definition.starter.input.decode(
+                    started.input, f"the input of run {self.journal.id!r}"
+                )
+                inputs = decoded
             provided = self._provide(definition.starter.providers) if definition.starter.providers else {}
         except Exception as error:
             self.error = error

@@ -37,7 +37,8 @@ class Exports:
 
     async def all_of(self, name: str) -> list[dict[str, Any]]:
         """Return all versions of a definition that there are."""
-        found, after = [], 0
+        found: list[dict[str, Any] | None] = []
+        after = 0
         while heads := await self._store.scan(kind="definition", definition=name, after=after):
             found += [await self.find(name, head.definition_version) for head in heads]
             after = heads[-1].order

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import types
 import typing
 from collections.abc import (
     AsyncGenerator,
@@ -71,7 +72,7 @@ class Factory(msgspec.Struct, frozen=True, eq=False):
                 made = await made
             made = await self._entered(made, stack)
         if not is_of(made, self.key):
-            raise ConfigError(f"{self.name} is to make a {type_title(self.key)}, and made {made!r:.100}")
+            raise ConfigError(f"{self.name} is to make a {type_title(self.key)}, and made {_kind_of(made)}")
         return made
 
     async def _entered(self, made: Any, stack: AsyncExitStack) -> Any:
@@ -99,7 +100,7 @@ def read_given(key: Any, given: Any, namespace: Mapping[str, Any], *, is_checked
     is_function = inspect.isroutine(given) or isinstance(given, (type, functools.partial))
     if not is_function or (is_of(given, key) and not _is_vague(key, given)):
         if is_checked and not is_of(given, key):
-            raise ConfigError(f"provide({type_title(key)}, ...) was given {given!r:.100}, which is none")
+            raise ConfigError(f"provide({type_title(key)}, ...) was given {_kind_of(given)}, which is none")
         return None
     made, parameters = _read(given, namespace)
     if is_checked and made is not MISSING and _differs(made, key):
@@ -136,7 +137,7 @@ def check_key(key: Any) -> None:
         ConfigError: it is no type.
     """
     is_type = isinstance(key, (type, NewType)) or typing.get_origin(key) is not None
-    if not is_type or key is object:
+    if not is_type or key is object or key is Any:
         raise ConfigError(f"provide() takes the type that parameters are annotated with, not {key!r:.100}")
     try:
         hash(key)
@@ -151,6 +152,8 @@ def is_of(value: Any, key: Any) -> bool:
     origin = typing.get_origin(key)
     if origin is typing.Annotated:
         return is_of(value, key.__origin__)
+    if origin in (typing.Union, types.UnionType):
+        return any(is_of(value, one) for one in typing.get_args(key))
     kind = key if origin is None else origin
     if not isinstance(kind, type) or (getattr(kind, "_is_protocol", False) and not _is_runtime(kind)):
         return True
@@ -158,6 +161,13 @@ def is_of(value: Any, key: Any) -> bool:
         return isinstance(value, kind)
     except TypeError:
         return True
+
+
+def _kind_of(value: Any) -> str:
+    """Say what a value is without showing it: what is provided may be, or hold, a password."""
+    if isinstance(value, type) or inspect.isroutine(value):
+        return describe(value)
+    return "None" if value is None else f"an object of {type_title(type(value))}"
 
 
 def _is_runtime(protocol: type) -> bool:
@@ -175,7 +185,7 @@ def _is_vague(key: Any, given: Any) -> bool:
 
 def _differs(made: Any, key: Any) -> bool:
     """Say whether a function that returns the one cannot give the other: neither is a kind of the other."""
-    if not (isinstance(made, type) and isinstance(key, type)):
+    if made is Any or not (isinstance(made, type) and isinstance(key, type)):
         return False
     try:
         return not (issubclass(made, key) or issubclass(key, made))

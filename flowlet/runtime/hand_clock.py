@@ -38,7 +38,7 @@ class HandRuns(Runs):
         return self.now() - time.perf_counter()
 
     @epoch.setter
-    def epoch(self, value: float) -> None:
+    def epoch(self, value: float) -> None:  # pyright: ignore[reportIncompatibleVariableOverride] - as good as it
         """Nothing has to be set."""
 
     async def pause(self, seconds: float) -> None:

@@ -87,6 +87,31 @@ class Handle(Generic[R_co]):
 
     Attributes:
         id: the run's id, which is its idempotency key.
+
+    Example:
+        >>> import anyio
+        >>> from flowlet import Flowlet, step
+        >>> flow = Flowlet()
+        >>> @step(pivot=True)
+        ... async def pay(order: str) -> str:
+        ...     return f"{order} is paid"
+        >>> @step
+        ... async def ship(pay: str) -> str:
+        ...     raise OSError("no lorry")
+        >>> buy = flow.saga("buy", pay, ship)
+        >>> async def main() -> None:
+        ...     async with flow:
+        ...         handle = await flow.start(buy, "o-1", id="o-1:buy")
+        ...         while await handle.status() != "needs_attention":
+        ...             await anyio.sleep(0.01)
+        ...         print([record.kind async for record in handle.history()])
+        ...         print((await handle.report()).steps["pay"].status)
+        ...         await handle.skip("ship", "fetched by the customer")  # or resume(), or compensate()
+        ...         print(await handle.result())
+        >>> anyio.run(main)
+        ['started', 'step_completed', 'step_failed', 'needs_attention']
+        completed
+        fetched by the customer
     """
 
     __slots__ = ("_definition", "_source", "id")
@@ -143,6 +168,25 @@ class Handle(Generic[R_co]):
             RunFinished: it has ended.
             RunError: it waits for an operator, past its pivot or because its compensations have failed.
             RunNotFound: there is no such run.
+
+        Example:
+            >>> import anyio
+            >>> from flowlet import Flowlet, Run, provided
+            >>> from flowlet.errors import RunCancelled
+            >>> flow = Flowlet()
+            >>> @flow.saga
+            ... async def wait(run: Run = provided) -> None:
+            ...     await run.sleep(3600)
+            >>> async def main() -> None:
+            ...     async with flow:
+            ...         handle = await flow.start(wait)
+            ...         await handle.cancel()
+            ...         try:
+            ...             await handle.result()
+            ...         except RunCancelled:
+            ...             print([record.kind async for record in handle.history()][-1], await handle.status())
+            >>> anyio.run(main)
+            cancelled cancelled
         """
         await self._source.orders.cancel(self.id)
 
@@ -156,6 +200,34 @@ class Handle(Generic[R_co]):
             RunFinished: it has ended.
             RunError: somebody else has just told it how to go on.
             RunNotFound: there is no such run.
+
+        Example:
+            >>> import anyio
+            >>> from flowlet import Flowlet, step
+            >>> from flowlet.errors import RunParked
+            >>> flow = Flowlet()
+            >>> there = False
+            >>> @step(pivot=True)
+            ... async def pay(order: str) -> str:
+            ...     return f"{order} paid"
+            >>> @step
+            ... async def ship(pay: str) -> str:
+            ...     if not there:
+            ...         raise OSError("no lorry")
+            ...     return f"{pay}, shipped"
+            >>> buy = flow.saga("buy", pay, ship)
+            >>> async def main() -> None:
+            ...     global there
+            ...     async with flow:
+            ...         handle = await flow.start(buy, "o-1")
+            ...         try:
+            ...             await handle.result()
+            ...         except RunParked:
+            ...             there = True  # a lorry has come
+            ...         await handle.resume()
+            ...         print(await handle.result())
+            >>> anyio.run(main)
+            o-1 paid, shipped
         """
         await self._source.orders.resume(self.id)
 
@@ -184,6 +256,33 @@ class Handle(Generic[R_co]):
             RunError: it does not wait for an operator.
             RunFinished: it has ended.
             RunNotFound: there is no such run.
+
+        Example:
+            >>> import anyio
+            >>> from flowlet import Flowlet, compensate, step
+            >>> from flowlet.errors import RunParked
+            >>> flow = Flowlet()
+            >>> @step(pivot=True)
+            ... async def pay(order: str) -> str:
+            ...     return f"{order} paid"
+            >>> @compensate(pay)
+            ... async def refund(pay: str) -> None:
+            ...     print("refund of", pay)
+            >>> @step
+            ... async def ship(pay: str) -> str:
+            ...     raise OSError("no lorry")
+            >>> buy = flow.saga("buy", pay, ship)
+            >>> async def main() -> None:
+            ...     async with flow:
+            ...         handle = await flow.start(buy, "o-1")
+            ...         try:
+            ...             await handle.result()
+            ...         except RunParked:
+            ...             await handle.compensate()
+            ...         while await handle.status() != "compensated":
+            ...             await anyio.sleep(0.01)
+            >>> anyio.run(main)
+            refund of o-1 paid
         """
         await self._source.orders.compensate(self.id)
 
@@ -198,6 +297,28 @@ class Handle(Generic[R_co]):
             RunError: this run has no record of that step on its way forward.
             IdConflict: the id is taken.
             RunNotFound: there is no such run.
+
+        Example:
+            >>> import anyio
+            >>> from flowlet import Flowlet, step
+            >>> flow = Flowlet()
+            >>> @step
+            ... async def fetch(page: str) -> str:
+            ...     print("fetching", page)
+            ...     return page.upper()
+            >>> @step
+            ... async def show(fetch: str) -> str:
+            ...     return f"<{fetch}>"
+            >>> report = flow.saga("report", fetch, show)
+            >>> async def main() -> None:
+            ...     async with flow:
+            ...         handle = await flow.start(report, "news")
+            ...         await handle.result()
+            ...         again = await handle.fork(from_step="show")
+            ...         print(await again.result())
+            >>> anyio.run(main)
+            fetching news
+            <NEWS>
         """
         made = await self._source.orders.fork(self.id, from_step, id, self._definition)
         return Handle(made, self._source, self._definition)
@@ -285,6 +406,21 @@ class Handle(Generic[R_co]):
             RunFinished: it has ended.
             RunNotFound: there is no such run.
             MachineError: a guard would send it.
+
+        Example:
+            >>> import anyio
+            >>> from flowlet import Flowlet, Run, provided
+            >>> flow = Flowlet()
+            >>> @flow.saga
+            ... async def order(run: Run = provided) -> str:
+            ...     return "paid by " + await run.receive("payment", type=str)
+            >>> async def main() -> None:
+            ...     async with flow:
+            ...         handle = await flow.start(order)
+            ...         await handle.send("payment", "ann", message_id="transfer-7")
+            ...         print(await handle.result())
+            >>> anyio.run(main)
+            paid by ann
         """
         await self._source.orders.send(self.id, topic, payload, message_id)
 

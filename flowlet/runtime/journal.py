@@ -302,7 +302,7 @@ class Journal(msgspec.Struct, eq=False):
                 self._beside = ()
             else:
                 return
-        self._give_up(last)
+        self._give_up(last)  # pyright: ignore[reportPossiblyUnboundVariable] - there are pauses
 
     def _is_about_beside(self, error: FlowletError) -> bool:
         """Tell whether what was refused is not this run's write, but that which tells another run of it."""

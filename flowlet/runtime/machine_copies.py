@@ -88,7 +88,7 @@ def _setter(own: Any) -> Any:
 def _set_plainly(self: Any, state: Any) -> None:
     """Do what `copy` and `pickle` do for a class without ``__setstate__``."""
     attributes, slots = state if isinstance(state, tuple) and len(state) == 2 else (state, None)
-    for name, value in {**(attributes or {}), **(slots or {})}.items():
+    for name, value in {**(attributes or {}), **(slots or {})}.items():  # pyright: ignore[reportGeneralTypeIssues]
         setattr(self, name, value)
 
 

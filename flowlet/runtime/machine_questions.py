@@ -91,6 +91,26 @@ def can(event: Callable[P, Awaitable[Any]], /, *args: P.args, **kwargs: P.kwargs
 
     Raises:
         MachineError: it is not a trigger of a machine.
+
+    Example:
+        >>> import anyio
+        >>> from flowlet import Flowlet, can, state, transition
+        >>> flow = Flowlet()
+        >>> @flow.machine
+        ... class Lamp:
+        ...     @state(initial=True)
+        ...     class Off: ...
+        ...     @state
+        ...     class On: ...
+        ...     @transition(Off, On)
+        ...     async def switch_on(self) -> None: ...
+        ...     @transition(On, Off)
+        ...     async def switch_off(self) -> None: ...
+        >>> async def main() -> None:
+        ...     lamp = Lamp()
+        ...     print(await can(lamp.switch_on), await can(lamp.switch_off))
+        >>> anyio.run(main)
+        True False
     """
     machine, ref = _trigger(event, "can")
     return Answer(machine, ref, args, kwargs)
@@ -113,6 +133,30 @@ def raise_event(event: Any, /, *args: Any, **kwargs: Any) -> None:
     Raises:
         MachineError: it is not a trigger of a machine, or no callback of that machine is running.
         EncodeError: the machine has a store, and an argument cannot be stored.
+
+    Example:
+        >>> import anyio
+        >>> from flowlet import Flowlet, in_state, raise_event, state, transition
+        >>> flow = Flowlet()
+        >>> @flow.machine
+        ... class Parcel:
+        ...     @state(initial=True)
+        ...     class Packed: ...
+        ...     @state
+        ...     class Sent: ...
+        ...     @state(final=True)
+        ...     class Billed: ...
+        ...     @transition(Packed, Sent)
+        ...     async def send(self) -> None:
+        ...         raise_event(self.bill)
+        ...     @transition(Sent, Billed)
+        ...     async def bill(self) -> None: ...
+        >>> async def main() -> None:
+        ...     parcel = Parcel()
+        ...     await parcel.send()
+        ...     print(in_state(parcel, Parcel.Billed))
+        >>> anyio.run(main)
+        True
     """
     after: Seconds | None = kwargs.pop("after", None)
     if args and isinstance(args[0], str) and getattr(event, EVENT, None) is None and hasattr(event, TURN):
@@ -174,6 +218,27 @@ async def fire(machine: object, event: str | None = None, /, *args: Any, **kwarg
     Raises:
         MachineError: the machine has no such event.
         TransitionNotAllowed: no transition for the event leaves the state, or a guard refused.
+
+    Example:
+        >>> import anyio
+        >>> from flowlet import Flowlet, fire, in_state, state, transition
+        >>> flow = Flowlet()
+        >>> @flow.machine
+        ... class Lamp:
+        ...     @state(initial=True)
+        ...     class Off: ...
+        ...     @state
+        ...     class On: ...
+        ...     @transition(Off, On)
+        ...     async def switch_on(self) -> None: ...
+        ...     @transition(On, Off)
+        ...     async def switch_off(self) -> None: ...
+        >>> async def main() -> None:
+        ...     lamp = Lamp()
+        ...     await fire(lamp, "switch_on")
+        ...     print(in_state(lamp, Lamp.On))
+        >>> anyio.run(main)
+        True
     """
     definition = definition_of(machine)
     if event is None:
@@ -186,6 +251,23 @@ def in_state(machine: object, /, *states: StateRef) -> bool:
 
     Raises:
         MachineError: one of them is no state of this machine.
+
+    Example:
+        >>> import anyio
+        >>> from flowlet import Flowlet, in_state, state, transition
+        >>> flow = Flowlet()
+        >>> @flow.machine
+        ... class Lamp:
+        ...     @state(initial=True)
+        ...     class Off: ...
+        ...     @state
+        ...     class On: ...
+        ...     @transition(Off, On)
+        ...     async def switch_on(self) -> None: ...
+        ...     @transition(On, Off)
+        ...     async def switch_off(self) -> None: ...
+        >>> in_state(Lamp(), Lamp.Off)
+        True
     """
     definition = definition_of(machine)
     names = _configuration(machine).names
@@ -199,7 +281,25 @@ def state_of(machine: object, /) -> str:
 
 
 def available_events(machine: object, /) -> list[str]:
-    """List the events that have a transition from the present state; guards are not asked."""
+    """List the events that have a transition from the present state; guards are not asked.
+
+    Example:
+        >>> import anyio
+        >>> from flowlet import Flowlet, available_events, state, transition
+        >>> flow = Flowlet()
+        >>> @flow.machine
+        ... class Lamp:
+        ...     @state(initial=True)
+        ...     class Off: ...
+        ...     @state
+        ...     class On: ...
+        ...     @transition(Off, On)
+        ...     async def switch_on(self) -> None: ...
+        ...     @transition(On, Off)
+        ...     async def switch_off(self) -> None: ...
+        >>> available_events(Lamp())
+        ['switch_on']
+    """
     definition_of(machine)
     here = _started(machine)
     definition = definition_of(machine)

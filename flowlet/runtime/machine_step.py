@@ -171,7 +171,7 @@ async def act_for_heir(
     """
     bond = held if isinstance(held, Bond) else None
     turn = held if bond is None else bond._flowlet_turn
-    if turn is None or (turn is not BUSY and not is_inside(turn)):
+    if turn is None or (turn is not BUSY and not is_inside(turn)):  # pyright: ignore[reportArgumentType] - no bond
         heir = type(machine).__qualname__
         raise MachineError(
             f"{definition.name}.{method} was called on a {heir}, which has a definition of its own; fire the event "

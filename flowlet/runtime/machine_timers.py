@@ -208,7 +208,8 @@ def carried(machine: Any, now: float) -> Running:
     timers: LooseTimers | None = getattr(machine, TIMERS, None)
     if timers is None:
         return {}
-    here, found = time.monotonic(), {}
+    here = time.monotonic()
+    found: dict[str, Due] = {}
     for key, due in timers.running.items():
         raised = due.raised
         if raised is not None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from inspect import iscoroutinefunction
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -41,6 +42,12 @@ def check_observers(observers: Any) -> tuple[Any, ...]:
             raise ConfigError(
                 f"observers= takes objects of flowlet.observing.Observer, or functions of an event, not {observer!r}"
             )
+        for name in (*_METHODS, "__call__"):
+            if iscoroutinefunction(observer) or iscoroutinefunction(getattr(observer, name, None)):
+                raise ConfigError(
+                    f"an observer is told in the middle of things and cannot be awaited: {_name(observer)} must not be "
+                    "async; let it put what takes long into a queue"
+                )
     return tuple(observers)
 
 
@@ -59,7 +66,7 @@ class Observing:
     def __init__(self, observers: Sequence[Any], log: Log, *, of_machines: bool = True) -> None:
         self._log = log
         self._failed: set[int] = set()
-        self.of_machines = of_machines
+        self.of_machines: bool = of_machines
         # Looked up once, and only what an observer has of its own.
         self._tell = [(o, m) for o in observers if (m := _own(o, "tell")) is not None]
         self._around = [(o, m) for o in observers if (m := _own(o, "around")) is not None]

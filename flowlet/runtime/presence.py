@@ -93,7 +93,7 @@ class Presence:
             return
         try:
             self._file = open(self._folder / self.worker, "wb")  # noqa: SIM115 - held while the worker lives
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # pyright: ignore[reportOptionalMemberAccess]
         except OSError:
             self._file = None
 
@@ -119,7 +119,7 @@ class Presence:
         path = self._folder / worker
         try:
             with open(path, "rb") as file:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # pyright: ignore[reportOptionalMemberAccess]
         except OSError:
             return False
         return True

@@ -37,7 +37,7 @@ class Reporter:
         self._log = log
         self._facts = {"function": name} if id is None else {"function": name, "run_id": id}
         self._bar = Bar(name) if show is True else None
-        self._show: Callable[[Progress], object] | None = self._bar or (show or None)
+        self._show: Callable[[Progress], object] | None = self._bar or (show or None)  # pyright: ignore[reportAttributeAccessIssue]
         self._next_show = self._next_log = 0.0
         self._is_logged = is_tracked and log.active
         self._is_listened_to = self._show is not None or self._is_logged

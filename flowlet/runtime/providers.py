@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 import weakref
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
@@ -46,14 +46,22 @@ class Source:
     Attributes:
         factory: what makes it; None where the value was given.
         upkeep: what keeps the value that was made.
+        overrides: it counts for a time in place of others.
     """
 
-    __slots__ = ("factory", "is_made", "upkeep", "value")
+    __slots__ = ("factory", "is_made", "overrides", "upkeep", "value")
 
     def __init__(self, value: Any, factory: Factory | None) -> None:
-        self.value, self.factory = value, factory
-        self.is_made = factory is None
+        self.value: Any = value
+        self.factory: Factory | None = factory
+        self.is_made: bool = factory is None
         self.upkeep: Upkeep | None = None
+        self.overrides: bool = False
+
+    def forget(self) -> None:
+        """Have the value made anew when it is needed next, if it is made at all."""
+        if self.factory is not None:
+            self.value, self.is_made, self.upkeep = None, False, None
 
 
 class Providers:
@@ -70,16 +78,17 @@ class Providers:
         self._sources: dict[Any, list[Source]] = {}  # the last one counts: those before it are overridden
         self._services: list[Services] = []
         self._kept: list[Upkeep] = []
-        self._taker: Upkeep | None = None  # of services that are taken for as long as the Flowlet is open
+        # Of services that are taken for as long as the Flowlet is open: the scope, and who may ask it now.
+        self._takers: dict[int, tuple[Upkeep, anyio.Lock]] = {}
         self._taken: dict[Any, Any] = {}
-        self.is_open = False
-        self.is_plain = True
+        self.is_open: bool = False
+        self.is_plain: bool = True
 
     # -------------------------------------------------------------- what is given
     def add(self, key: Any, source: Source) -> None:
         """Give what fills parameters annotated with ``key``, in place of what did before."""
-        sources = self._sources.setdefault(key, [source])
-        sources[0] = source
+        sources = self._sources.setdefault(key, [])
+        sources[: bool(sources) and not sources[0].overrides] = [source]
         self._show(key)
 
     def add_reference(self, key: Any, value: Any) -> None:
@@ -93,6 +102,7 @@ class Providers:
 
     def override(self, key: Any, source: Source) -> None:
         """Let a source count in place of the others until `restore`."""
+        source.overrides = True
         self._sources.setdefault(key, []).append(source)
         self._show(key)
 
@@ -100,6 +110,7 @@ class Providers:
         """Let a source that has overridden others count no longer."""
         sources = self._sources[key]
         sources.remove(source)
+        source.forget()  # nobody would tell it when the value has been closed
         if not sources:
             del self._sources[key]
         self._show(key)
@@ -182,7 +193,7 @@ class Providers:
         return None
 
     @asynccontextmanager
-    async def _scope(self, annotations: Sequence[Any]) -> AsyncIterator[Provide]:
+    async def _scope(self, annotations: Sequence[Any]) -> AsyncGenerator[Provide]:
         """Make what has to be made, and take services that are closed when the call is over."""
         stack = AsyncExitStack()
         try:
@@ -237,6 +248,8 @@ class Providers:
         source, factory = sources[-1], sources[-1].factory
         if factory is None:
             return True
+        from flowlet.runtime.factories import type_title
+
         cycle = find_cycle(self._sources, annotation)
         if cycle is not None:
             raise ConfigError(cycle)
@@ -252,7 +265,7 @@ class Providers:
 
         upkeep = source.upkeep
         if upkeep is None:
-            upkeep = source.upkeep = self._keep(begin)
+            upkeep = source.upkeep = self._keep(type_title(annotation), begin)
         await upkeep.ready.wait()
         if upkeep.error is not None:
             if source.upkeep is upkeep:
@@ -267,49 +280,48 @@ class Providers:
 
     async def _take(self, services: Services, annotation: Any) -> None:
         """Take a service for as long as the Flowlet is open."""
-        opened: dict[int, Callable[[Any], Awaitable[Any]]] = {}
-
-        async def begin(stack: AsyncExitStack) -> Any:
-            for one in self._services:
-                opened[id(one)] = await stack.enter_async_context(one.open())
-            return opened
-
-        if self._taker is None:
-            self._taker = self._keep(begin)
-        taker = self._taker
+        key = id(services)
+        if key not in self._takers:
+            keep = self._keep(type(services).__qualname__, lambda stack: stack.enter_async_context(services.open()))
+            self._takers[key] = keep, anyio.Lock()
+        taker, lock = self._takers[key]
         await taker.ready.wait()
         try:
             if taker.error is not None:
+                self._forget(taker)  # who needs it next tries again
                 raise taker.error
-            value = await taker.value[id(services)](annotation)
+            async with lock:  # many containers make two of what is asked for twice at the same time
+                if annotation not in self._taken:
+                    value = await taker.value(annotation)
+                    if self._takers.get(key, (None,))[0] is taker:
+                        self._taken[annotation] = value
         except Exception as error:
             raise _failed(annotation, error) from error
-        self._taken.setdefault(annotation, value)
 
-    def _keep(self, make: Callable[[AsyncExitStack], Awaitable[Any]]) -> Upkeep:
+    def _keep(self, title: str, make: Callable[[AsyncExitStack], Awaitable[Any]]) -> Upkeep:
         from flowlet.runtime.upkeep import Upkeep
 
         if not self.is_open:
             raise ConfigError("provided values are made inside `async with flow:`, which closes them; enter it first")
-        upkeep = Upkeep(make, self._lose)
+        upkeep = Upkeep(title, make, self._lose)
         self._kept.append(upkeep)
         return upkeep
 
     def _forget(self, upkeep: Upkeep) -> None:
         if upkeep in self._kept:
             self._kept.remove(upkeep)
+        self._takers = {key: taker for key, taker in self._takers.items() if taker[0] is not upkeep}
 
     def _lose(self, upkeep: Upkeep) -> None:
         """Have a value made anew that has broken while nobody looked."""
-        self._log.error("flowlet.provided_lost", value=repr(upkeep.value), error=repr(upkeep.error))
-        self._forget(upkeep)
-        if upkeep is self._taker:
-            self._taker = None
+        self._log.error("flowlet.provided_lost", value=upkeep.title, error=repr(upkeep.error))
+        if any(taker is upkeep for taker, _ in self._takers.values()):
             self._taken.clear()
+        self._forget(upkeep)
         for key, sources in self._sources.items():
             for source in sources:
                 if source.upkeep is upkeep:
-                    source.value, source.is_made, source.upkeep = None, False, None
+                    source.forget()
                     self._show(key)
 
     # -------------------------------------------------------------- the end
@@ -321,12 +333,11 @@ class Providers:
         """
         self.is_open = False
         kept, self._kept = self._kept, []
-        self._taker = None
+        self._takers.clear()
         self._taken.clear()
         for key, sources in self._sources.items():
             for source in sources:
-                if source.factory is not None:
-                    source.value, source.is_made, source.upkeep = None, False, None
+                source.forget()
             self._show(key)
         if kept:
             await self._close(kept)
@@ -338,7 +349,7 @@ class Providers:
             for upkeep in reversed(kept):
                 error = await upkeep.close()
                 if error is not None:
-                    self._log.error("flowlet.provided_not_closed", value=repr(upkeep.value), error=repr(error))
+                    self._log.error("flowlet.provided_not_closed", value=upkeep.title, error=repr(error))
                     failures.append(error)
 
         task, cancelled = spawn(main, failures.append), None

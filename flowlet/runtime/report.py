@@ -28,6 +28,7 @@ from flowlet.core.run_records import (
     StepErred,
     StepStopped,
 )
+from flowlet.core.secrets import redact
 from flowlet.errors import DecodeError
 from flowlet.store import Head
 
@@ -51,6 +52,7 @@ class StepReport(msgspec.Struct, frozen=True):
         attempts: how often it was tried, as far as recorded.
         seconds: how long its attempts took together.
         error: type and message of its (last) error, or why it was skipped.
+        secrets: where in ``value`` there is what the text of this must not show; see `flowlet.Secret`.
     """
 
     name: str
@@ -59,6 +61,12 @@ class StepReport(msgspec.Struct, frozen=True):
     attempts: int
     seconds: float
     error: str | None = None
+    secrets: Any = None
+
+    def __repr__(self) -> str:
+        shown = {name: getattr(self, name) for name in self.__struct_fields__ if name != "secrets"}
+        shown["value"] = redact(self.value, self.secrets)
+        return f"StepReport({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
 
 
 class RunReport(msgspec.Struct, frozen=True):
@@ -77,7 +85,20 @@ def build_report(head: Head, records: Sequence[RunRecord], definition: RunDefini
             steps[found.name] = found
     exported = {} if definition is None else {s["name"]: s for s in definition.exported.get("steps", ())}
     _stand_in(steps, exported, definition)
-    return RunReport(cast("Status", head.status), _join_items(steps, records, exported, definition))
+    joined = _join_items(steps, records, exported, definition)
+    return RunReport(cast("Status", head.status), joined if definition is None else _with_secrets(joined, definition))
+
+
+def _with_secrets(steps: dict[str, StepReport], definition: RunDefinition) -> dict[str, StepReport]:
+    """Say of each step where the secrets in its result are."""
+    found = definition.secrets()
+    trees = {**found.get("signals", {}), **{name: call.get("result") for name, call in found.get("steps", {}).items()}}
+    for key, step in steps.items() if trees else ():
+        tree = trees.get(re.split(r"[#:[]", key, maxsplit=1)[0])
+        if tree is not None:
+            is_joined = f"{key}[0]" in steps
+            steps[key] = msgspec.structs.replace(step, secrets={"*": tree} if is_joined else tree)
+    return steps
 
 
 def name_failure(failure: Failure) -> str:

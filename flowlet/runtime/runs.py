@@ -120,7 +120,7 @@ class Runs(CreatingRuns):
         self.adopters: dict[str, Callable[[Head], None]] = {}
         self.make_breaker: Callable[[], Breaker] = _no_breaker
         self.limits: Mapping[str, float | None] = {}
-        self.graph_limits = GraphLimits()
+        self.graph_limits: GraphLimits = GraphLimits()
         self._alarms = Alarms(self.now, self._expire, self._alarms_broke)
         self._dozes = Alarms(self.now, self._rouse, self._alarms_broke)
         self._last_end = 0.0

@@ -115,6 +115,21 @@ class Schedule:
 
         Raises:
             RunNotFound: there is no such schedule.
+
+        Example:
+            >>> import anyio
+            >>> from datetime import datetime, timedelta, timezone
+            >>> from flowlet import Flowlet
+            >>> flow = Flowlet()
+            >>> noon = datetime(2999, 1, 1, 12, tzinfo=timezone.utc)
+            >>> @flow.every(timedelta(days=1), start=noon)
+            ... @flow.saga
+            ... async def clean() -> None: ...
+            >>> async def main() -> None:
+            ...     async with flow:
+            ...         print(*(f"{tick:%d.%m. %H:%M}" for tick in await flow.schedule("clean").ticks(2)))
+            >>> anyio.run(main)
+            01.01. 12:00 02.01. 12:00
         """
         if isinstance(count, bool) or not isinstance(count, int) or count < 0:
             raise ConfigError(f"ticks() takes a whole number of at least 0, not {count!r}")
@@ -144,6 +159,21 @@ class Schedule:
 
         Raises:
             RunNotFound: there is no such schedule.
+
+        Example:
+            >>> import anyio
+            >>> from datetime import timedelta
+            >>> from flowlet import Flowlet
+            >>> flow = Flowlet()
+            >>> @flow.every(timedelta(days=1))
+            ... @flow.saga
+            ... async def clean() -> None: ...
+            >>> async def main() -> None:
+            ...     async with flow:
+            ...         await flow.schedule("clean").remove()
+            ...         print([schedule.name async for schedule in flow.schedules()])
+            >>> anyio.run(main)
+            []
         """
         await self._order("removed", lambda state, now: replace(state, removed=True))
 

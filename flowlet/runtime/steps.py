@@ -204,7 +204,7 @@ class StepRunner(msgspec.Struct, eq=False):
                 provide = await stack.enter_async_context(scope)
             if limit.cancelled_caught:
                 raise StepTimeout(f"what step {call.key!r} takes was not made within {definition.timeout} s")
-            provided = self._provided(call, provide)
+            provided = self._provided(call, provide)  # pyright: ignore[reportPossiblyUnboundVariable] - or it was cancelled
             if definition.is_async and definition.timeout is None:
                 return await definition.call(call.owner, call.args, provided)
             return await self._invoke(call, provided)

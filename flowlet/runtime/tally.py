@@ -33,7 +33,8 @@ class Tally:
     failed: int
 
     def __init__(self, total: int | None, secrets: Any = None) -> None:
-        self.total, self._secrets = total, secrets
+        self.total: int | None = total
+        self._secrets = secrets
         self.durations: Durations = Durations()
         self.failed = self.earlier = 0
         self.began: float = perf_counter()

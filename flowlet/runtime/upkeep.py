@@ -17,6 +17,7 @@ class Upkeep:
     """One value.
 
     Args:
+        title: names it in the log; its `repr` may hold a password.
         make: makes it; what closes it goes to the stack.
         lose: hears that it has closed by itself, since something that it does in the background has failed.
 
@@ -26,9 +27,13 @@ class Upkeep:
     """
 
     def __init__(
-        self, make: Callable[[AsyncExitStack], Awaitable[Any]], lose: Callable[[Upkeep], None] = lambda upkeep: None
+        self,
+        title: str,
+        make: Callable[[AsyncExitStack], Awaitable[Any]],
+        lose: Callable[[Upkeep], None] = lambda upkeep: None,
     ) -> None:
-        self.ready = Latch()
+        self.title = title
+        self.ready: Latch = Latch()
         self.value: Any = None
         self.error: BaseException | None = None
         self._left = Latch()

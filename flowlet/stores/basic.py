@@ -59,6 +59,32 @@ class BasicStore(ABC):
     Args:
         clock: returns the store's time, in seconds since the epoch. Processes that share a store need the same
             time: override `now` and give it to `apply` where that is not this host's clock.
+
+    Example:
+        >>> from flowlet import Flowlet
+        >>> from flowlet.store import BasicStore
+        >>> class Dictionary(BasicStore):
+        ...     def __init__(self) -> None:
+        ...         super().__init__()
+        ...         self.entities, self.last = {}, 0
+        ...     async def append(self, writes, *, work=None):
+        ...         for id, entity in self.apply(writes, self.entities, last=self.last, work=work).items():
+        ...             if entity is None:
+        ...                 del self.entities[id]
+        ...             else:
+        ...                 self.entities[id] = entity
+        ...                 self.last = max(self.last, entity.head.order)
+        ...         self.notify(writes)
+        ...     async def load(self, id, /, *, after=0, limit=None):
+        ...         return self.view(self.entities.get(id), after=after, limit=limit)
+        ...     async def scan(self, **question):
+        ...         return self.select([entity.head for entity in self.entities.values()], **question)
+        >>> flow = Flowlet(Dictionary())
+        >>> @flow.saga
+        ... async def double(n: int) -> int:
+        ...     return 2 * n
+        >>> flow.run(double, 21)
+        42
     """
 
     capabilities: Capabilities = Capabilities()

@@ -197,7 +197,7 @@ class Committer:
 
     async def _known(self, batch: list[Append]) -> list[Append]:
         """Learn the numbers of what is to be created; return the appends for which that worked."""
-        known = []
+        known: list[Append] = []
         for append in batch:
             try:
                 await self._catalog.learn(append.writes)

@@ -140,7 +140,7 @@ async def claim(
     taken = {head.order for head in heads}
     left = [row["wake"] for row in rows if row["n"] not in taken]
     heads.sort(key=_urgency)
-    return Claims(heads=heads, wake=None if ids else left[0] if left else wake)
+    return Claims(heads=heads, wake=None if ids else left[0] if left else wake)  # pyright: ignore[reportPossiblyUnboundVariable]
 
 
 async def _look(

@@ -117,7 +117,8 @@ class Link:
             pause = min(2 * pause, 0.5)
 
     async def _connect_once(self, is_ours: bool) -> Connection:
-        connection: Connection = await asyncpg.connect(
+        connect: Any = asyncpg.connect
+        connection: Connection = await connect(
             self.address.dsn,
             timeout=self.address.connect_timeout,
             command_timeout=ANSWER if is_ours else None,

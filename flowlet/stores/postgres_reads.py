@@ -119,7 +119,8 @@ def page_text(page: Page) -> tuple[str, list[object]]:
     tables = f"(SELECT * FROM @.catalog k {_where(_catalogued(page, values))}) AS k"  # noqa: S608 - of constants
     # The index to be read is spelled out, as a range of rows in its order: by equalities the planner would rather read
     # everything in the order of n.
-    columns, keys, conditions = ["h.c"], ["k.c"], []
+    columns, keys = ["h.c"], ["k.c"]
+    conditions: list[str] = []
     if page.state:
         columns.append("h.state")
         keys.append(_word(_value(values, page.state)))

@@ -55,7 +55,8 @@ class Link:
         """
         import redis.exceptions as driver
 
-        connection, replies = self._connection, []
+        connection = self._connection
+        replies: list[Any] = []
         await connection.send_packed_command(connection.pack_commands(commands), check_health=False)
         for _ in commands:
             try:

@@ -76,7 +76,7 @@ def _test_class(module: str, file: str, name: str) -> Any:
 def _forked(bodies: Sequence[Callable[[Tell], None]]) -> list[dict[str, object]]:
     """Run each body in a process of its own, all at once; return what each has told and how it ended."""
     gate_out, gate_in = os.pipe()
-    started = []
+    started: list[tuple[int, int]] = []
     for body in bodies:
         out, into = os.pipe()
         child = os.fork()

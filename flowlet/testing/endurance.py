@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
 import anyio
@@ -31,7 +31,7 @@ class EnduranceChecks:
         ids = [f"id-{n}" for n in range(_WRITERS)]
         await create(store, *ids)
         versions = dict.fromkeys(ids, 1)
-        seen = []
+        seen: list[tuple[float, float]] = []
         for _ in range(_ATTEMPTS):
             async with _ticks() as alone:
                 await anyio.sleep(0.3)
@@ -67,7 +67,7 @@ async def _write_for(store: Store, seconds: float, versions: dict[str, int]) -> 
 
 
 @asynccontextmanager
-async def _ticks() -> AsyncIterator[list[float]]:
+async def _ticks() -> AsyncGenerator[list[float]]:
     """Tick while the body runs; the list it gives has the seconds between two ticks."""
     gaps = [0.0]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import ClassVar
@@ -51,7 +51,7 @@ class KillChecks(ProcessChecks):
             assert died, "no process could be killed at a write"
 
     @contextmanager
-    def _apart(self, place: Path, name: str) -> Iterator[Path]:
+    def _apart(self, place: Path, name: str) -> Generator[Path]:
         """Make a place of its own, and remove what is kept there."""
         apart = place / name
         apart.mkdir()

@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -55,7 +55,7 @@ class ProcessChecks(StoreFixtures):
     """Several processes on the same data: opening it at once, racing for one version, claiming."""
 
     @contextmanager
-    def processes(self) -> Iterator[Processes]:
+    def processes(self) -> Generator[Processes]:
         """Start the process that forks the others, and end it."""
         cls = type(self)
         if not hasattr(os, "fork"):

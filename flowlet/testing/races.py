@@ -45,7 +45,7 @@ class RaceChecks:
         def append(expect: int, n: int) -> Callable[[], Awaitable[None]]:
             return lambda: store.append([Write(id="a", expect=expect, records=[b"%d" % n])])
 
-        winners = []
+        winners: list[int] = []
         for expect in range(1, 6):
             outcomes = await together([append(expect, n) for n in range(20)])
             assert sum(isinstance(outcome, Conflict) for outcome in outcomes) == 19

@@ -6,6 +6,7 @@ handles no signal, and needs no pytest.
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Mapping
 from datetime import timedelta
@@ -47,8 +48,9 @@ class StubClock(Clock):
     def __init__(self, flow: weakref.ref[Stub]) -> None:
         super().__init__()
         self._flow = flow
+        self._is_moving = False
 
-    async def advance(
+    async def advance(  # pyright: ignore[reportIncompatibleMethodOverride] - seconds here, units there
         self,
         time: Seconds = 0.0,
         *,
@@ -66,19 +68,49 @@ class StubClock(Clock):
             time: seconds, or a timedelta; added to the others.
 
         Raises:
-            FlowletError: a run is still busy after `patience` seconds of real time; it is named.
-            ValueError: the time is negative.
+            FlowletError: a run is still busy after `patience` seconds of real time; it is named. Or another call of
+                this has not returned yet.
+            ValueError: the time is negative, or no number.
+
+        Example:
+            >>> import anyio
+            >>> from flowlet import Run, provided
+            >>> from flowlet.testing import stub
+            >>> async def main() -> None:
+            ...     async with stub() as flow:
+            ...         @flow.saga
+            ...         async def remind(run: Run = provided) -> str:
+            ...             await run.sleep(3 * 86400)
+            ...             return "three days later"
+            ...         handle = await flow.start(remind)
+            ...         await flow.clock.advance(days=2)
+            ...         print(await handle.status())
+            ...         await flow.clock.advance(days=1)
+            ...         print(await handle.result())
+            >>> anyio.run(main)
+            waiting
+            three days later
         """
         more = timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds)
         total = (time.total_seconds() if isinstance(time, timedelta) else time) + more.total_seconds()
         if total < 0:
             raise ValueError(f"time does not go back: {total} s")
-        until = self.time + total
+        if not math.isfinite(total):
+            raise ValueError(f"time passes by a number of seconds, not by {total}")
+        if self._is_moving:
+            raise FlowletError("the clock is being advanced already: await that first; two at once have no order")
+        self._is_moving = True
+        try:
+            await self._move(self.time + total)
+        finally:
+            self._is_moving = False
+
+    async def _move(self, until: float) -> None:
         await self._rest()
         while (due := await self._next_due(until)) is not None:
             self.time = due
             await self._rest()
-        self.time = until
+        self.time: float = until
         await self._rest()
 
     @property
@@ -124,6 +156,19 @@ class Stub(Flowlet):
     Attributes:
         clock: its time; `StubClock.advance` moves it.
         ran: the names of the steps that were executed, compensations too, in the order in which they began.
+
+    Example:
+        >>> import anyio
+        >>> from flowlet import step
+        >>> from flowlet.testing import stub
+        >>> @step
+        ... async def mail(to: str) -> None: ...
+        >>> async def main() -> None:
+        ...     async with stub() as flow:
+        ...         await flow.execute(flow.saga("remind", mail), "ann")
+        ...         print(flow.ran)
+        >>> anyio.run(main)
+        ['mail']
     """
 
     clock: StubClock
@@ -131,7 +176,8 @@ class Stub(Flowlet):
 
     def __init__(self, registry: Registry | None = None, **options: Any) -> None:
         self.clock = StubClock(weakref.ref(self))
-        self.ran = ran = []
+        ran: list[str] = []
+        self.ran = ran
         options = {"config": Config(), "lease": _LEASE, "drain_on_sigterm": False, **options}
 
         def note(event: Event) -> None:

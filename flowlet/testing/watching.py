@@ -49,7 +49,7 @@ class WatchChecks(StoreFixtures):
             now = await store.watch(seen, 60)  # it happened before the watch began, and is not lost
             assert now != seen
             now = await _rest(store, now)
-            woken = []
+            woken: list[int] = []
 
             async def watch() -> None:
                 woken.append(await store.watch(now, 60))

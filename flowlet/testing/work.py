@@ -57,7 +57,7 @@ class WorkChecks:
     async def test_work_is_not_done_for_an_append_that_is_refused(self, store: Store) -> None:
         needs(store.capabilities, "transactional")
         await create(store, "a")
-        done = []
+        done: list[int] = []
 
         def work(connection: object) -> list[Write]:
             done.append(1)

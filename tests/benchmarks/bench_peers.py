@@ -1,7 +1,7 @@
 """The same work in flowlet and in other libraries. Run it: ``python tests/benchmarks/bench_peers.py``.
 
-What is compared with is not a dependency: ``pip install transitions python-statemachine dbos``; what is not installed is
-left out. Each line is the best of several rounds, in which all take turns, so that a noisy machine disturbs all.
+What is compared with is not a dependency: ``pip install transitions python-statemachine dbos``; what is not installed
+is left out. Each line is the best of several rounds, in which all take turns, so that a noisy machine disturbs all.
 
 The machine: one async guard, a counter, an async enter hook, between two states, nothing stored. The durable run: three
 async steps that return their argument plus one, input, steps and result recorded in a SQLite file.
@@ -56,8 +56,11 @@ def flowlet_machine() -> Work:
     lamp = Lamp()
 
     async def work(count: int) -> None:
+        before = lamp.switched
         for _ in range(count):
             await lamp.switch()
+        if lamp.switched != before + count:
+            raise AssertionError
 
     return work
 
@@ -85,8 +88,11 @@ def transitions_machine() -> Work:
         machine.add_transition("switch", source, target, conditions="can_switch", before="count")
 
     async def work(count: int) -> None:
+        before = lamp.switched
         for _ in range(count):
             await lamp.switch()
+        if lamp.switched != before + count:
+            raise AssertionError
 
     return work
 
@@ -117,8 +123,11 @@ def python_statemachine() -> Work:
             made.append(Lamp())
             await made[0].activate_initial_state()
         lamp = made[0]
+        before = lamp.switched
         for _ in range(count):
             await lamp.switch()
+        if lamp.switched != before + count:
+            raise AssertionError
 
     return work
 
@@ -180,7 +189,7 @@ def installed(ways: dict[str, tuple[str, Callable[[], Work]]]) -> dict[str, Work
     found = dict[str, Work]()
     for name, (needed, make) in ways.items():
         try:
-            found[f"{name} {version(needed)}"] = make()
+            found[f"{name} {version(needed)}" if needed else name] = make()
         except ModuleNotFoundError:
             print(f"{name}: not installed")
     return found
@@ -204,7 +213,7 @@ async def main() -> None:
     logging.disable(logging.WARNING)
     print(f"Python {platform.python_version()}, {os.cpu_count()} CPUs, asyncio")
     machines = {
-        "flowlet": ("msgspec", flowlet_machine),
+        "flowlet": ("", flowlet_machine),
         "transitions": ("transitions", transitions_machine),
         "python-statemachine": ("python-statemachine", python_statemachine),
     }

@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import select
+import shlex
 import shutil
 import signal
 import sqlite3
@@ -194,3 +195,26 @@ anyio.run(main)
     out, err = spawn("machines", "list", "--json", "--store", url).communicate(timeout=WAIT)
     assert [json.loads(line)["id"] for line in out.splitlines()] == ["m-1"], err
     assert (tmp_path / "killed.db").read_bytes() == before
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="has no device that is full")
+def test_output_that_cannot_be_written_is_one_line(spawn: Spawn, url: str) -> None:
+    with open("/dev/full", "w") as full:
+        process = spawn("runs", "list", "--store", url, stdout=full)
+        _, err = process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+
+
+def test_closed_streams_are_no_bug(url: str) -> None:
+    def left(*arguments: str, closed: str) -> int:
+        words = shlex.join([sys.executable, "-m", "flowlet.cli", *arguments, "--store", url])
+        done = subprocess.run(f"{words} {closed}", shell=True, capture_output=True, text=True, timeout=30)
+        assert "Traceback" not in done.stderr
+        return done.returncode
+
+    assert left("runs", "list", closed=">&-") == 0
+    assert left("runs", "show", "nobody", closed="2>&-") == 1
+    assert left("runs", "cancel", "wait-1", closed="<&-") == 2
+    assert left("runs", "signal", "wait-1", "tea", "-", "--yes", closed="<&-") == 2

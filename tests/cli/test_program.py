@@ -137,6 +137,45 @@ def test_what_others_wrote_cannot_steer_the_terminal(cli: Cli) -> None:
     assert len(text_of("x" * 5000)) == 2001
 
 
+def test_one_long_value_does_not_widen_all_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    from flowlet.cli.output import Column, Output, Table
+
+    monkeypatch.setattr(Output, "width", 80)
+    table = Table(Output(json=False), (Column("id"), Column("status")))
+    title, short, long = table.lines([{"id": "r-1", "status": "parked"}, {"id": "x" * 300, "status": "parked"}])
+    assert len(click.unstyle(title)) <= 80
+    assert len(click.unstyle(short)) <= 80
+    assert click.unstyle(long) == "x" * 300 + "  parked"
+
+
+def test_json_does_not_steer_the_terminal_either() -> None:
+    from flowlet.cli.output import to_json
+
+    odd = "a\x9b31m\x7f\u202eb\u2028ü日\x1b[0m"
+    for text in (to_json({odd: [odd]}), to_json({odd: [odd]}, indent=2)):
+        assert json.loads(text) == {odd: [odd]}
+        assert text.isprintable() or set(filter(lambda c: not c.isprintable(), text)) == {"\n"}
+        assert "ü日" in text
+
+
+def test_errors_and_hints_do_not_steer_the_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from flowlet.cli import program
+    from flowlet.cli.output import argument
+
+    assert [argument(word) for word in ("o-42:a", "two words", "-x", "a;b", "'", "e\x1b[1m")] == [
+        "o-42:a",
+        "'two words'",
+        "-- -x",
+        "'a;b'",
+        "''\"'\"''",
+        "'e\\u001b[1m'",
+    ]
+    program._complain("one\x9b31m\ntwo\x1b[2J\u202e")
+    assert capsys.readouterr().err == "error: one\\u009b31m\ntwo\\u001b[2J\\u202e\n"
+
+
 def test_anything_that_can_be_stored_is_json() -> None:
     from flowlet.cli.output import to_json
 

@@ -124,8 +124,13 @@ def test_retry_of_a_compensation(cli: Cli, url: str) -> None:
     assert cli("verify", "--store", url, "--app", "cli_shop:flow").code == 0
 
 
+def test_a_payload_nested_too_deeply_is_refused(cli: Cli, url: str) -> None:
+    done = cli("runs", "signal", "wait-1", "tea", "[" * 5000, "--store", url, "-y")
+    assert (done.code, "PAYLOAD is no JSON" in done.err) == (2, True)
+
+
 def test_retry_says_what_else_there_is(cli: Cli, url: str) -> None:
-    assert "flowlet runs fork bad --from STEP" in cli("runs", "retry", "bad", "--store", url, "-y").err
+    assert "flowlet runs fork --from STEP bad" in cli("runs", "retry", "bad", "--store", url, "-y").err
     assert "flowlet runs resume wait-2" in cli("runs", "retry", "wait-2", "--store", url, "-y").err
 
 

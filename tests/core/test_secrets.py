@@ -412,10 +412,29 @@ def test_a_failed_item_shows_no_secret() -> None:
             with pytest.raises(ExceptionGroup) as caught:
                 report.raise_errors()
             assert "4111" not in str(caught.value.exceptions[0].__notes__)
-            assert "4111" not in str(report)
+            assert "4111" not in str(report) + repr(report)
         return [str(report.errors[0]) for report in reports]
 
     assert anyio.run(main)[0] == "item 0 ({'holder': 'ann', 'number': '***'}): ValueError: refused"
+
+
+def test_the_text_of_a_report_shows_no_secret() -> None:
+    flow = Flowlet()
+
+    @step
+    async def ask(n: int) -> Text:
+        return f"4111-{n}"
+
+    saga = flow.saga("s", ask)
+
+    async def main() -> Any:
+        async with flow:
+            await flow.execute(saga, 1, id="r")
+            return await flow.handle("r", saga).report()
+
+    report = anyio.run(main)
+    assert report.steps["ask"].value == "4111-1"
+    assert "name='ask', value='***', status='completed', attempts=1" in repr(report)
 
 
 def test_marked_types_work_wherever_types_are_stored() -> None:

@@ -95,6 +95,7 @@ def test_a_large_order_waits_for_a_manager_over_restarts(service: Service) -> No
             assert client.post(f"/orders/{id}/confirm").status_code == 202
             wait_for(client, id, done=["reserve"])
         assert client.get("/orders/o-9").status_code == 404
+        assert client.post("/orders", json=order("a/b", 40)).status_code == 422
     with service.running() as (client, _):
         with_wrong_role = client.post("/orders/o-1/approve", json={"by": "dan"})
         assert with_wrong_role.status_code == 409

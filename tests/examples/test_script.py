@@ -41,6 +41,14 @@ def test_killed_it_goes_on_where_it_was(folder: Folder) -> None:
     assert folder.run().stdout.splitlines() == ["shrunk photos/c.jpg", "photos/index.html"]
     assert folder.run().stdout.splitlines() == ["photos/index.html"]
     assert (folder.photos / "index.html").read_text().count("<img") == 3
+    (folder.photos / "d.jpg").write_bytes(b"1234")
+    assert folder.run().stdout.splitlines()[-2:] == ["shrunk photos/d.jpg", "photos/index.html"]
+
+
+def test_a_folder_that_is_not_there_begins_nothing(folder: Folder) -> None:
+    folder.command[-1] = "nowhere"
+    assert folder.run().stderr == "there is no folder nowhere\n"
+    assert not (folder.folder / "thumbnails.db").exists()
 
 
 def test_one_that_failed_says_why(folder: Folder) -> None:

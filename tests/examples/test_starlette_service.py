@@ -57,7 +57,8 @@ async def test_over_a_restart(tmp_path: Path) -> None:
     async with running(url) as client:
         assert await tell(client, "m-2", status="paid", reference="77") == 204
         assert await result(client) == "receipt for 40, 77"
-        assert await tell(client, "m-3", status="paid") == 410
+        for message in ("m-2", "m-3"):  # sent again, or too late
+            assert await tell(client, message, status="paid") == 204
 
 
 async def test_one_that_is_refused_and_one_that_nobody_hears_of(monkeypatch: pytest.MonkeyPatch) -> None:

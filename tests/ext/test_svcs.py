@@ -11,7 +11,7 @@ import pytest
 import svcs
 
 from flowlet import Flowlet, guard, provided, state, step, transition
-from flowlet.errors import DefinitionError, MissingExtra, ProviderFailed
+from flowlet.errors import DefinitionError, MissingExtra, ProviderFailed, RunParked
 from flowlet.ext.svcs import Services
 
 pytestmark = pytest.mark.anyio
@@ -128,6 +128,64 @@ async def test_all_else_shares_one_until_the_end(flow: Flowlet, sessions: Sessio
             assert sessions.made[number].is_open
         assert not sessions.made[number].is_open
     assert len(sessions.made) == 2
+
+
+async def test_what_is_shared_is_made_once(flow: Flowlet, sessions: Sessions) -> None:
+    @flow.saga
+    async def number(session: Session = provided) -> int:
+        return session.number
+
+    async with flow, anyio.create_task_group() as tasks:
+        for _ in range(3):
+            tasks.start_soon(number)
+    assert len(sessions.made) == 1
+
+
+async def test_a_container_that_is_given_later() -> None:
+    flow, one, other = Flowlet(), svcs.Registry(), svcs.Registry()
+    one.register_value(Gateway, Gateway())
+    other.register_value(Session, Session(7))
+    flow.provide_from(Services(one))
+
+    @flow.saga
+    async def name(gateway: Gateway = provided) -> str:
+        return gateway.name
+
+    async with flow:
+        assert await name() == "visa"
+        flow.provide_from(Services(other))
+
+        @flow.saga
+        async def number(session: Session = provided) -> int:
+            return session.number
+
+        assert await number() == 7
+
+
+async def test_a_container_that_could_not_be_opened_is_tried_again() -> None:
+    class Flaky(Services):
+        is_down = True
+
+        def open(self) -> Any:
+            if self.is_down:
+                raise OSError("down")
+            return super().open()
+
+    registry = svcs.Registry()
+    registry.register_value(Gateway, Gateway())
+    services = Flaky(registry)
+    flow = Flowlet()
+    flow.provide_from(services)
+
+    @flow.saga
+    async def name(gateway: Gateway = provided) -> str:
+        return gateway.name
+
+    async with flow:
+        with pytest.raises(RunParked, match="down"):
+            await name()
+        services.is_down = False
+        assert await name() == "visa"
 
 
 async def test_each_item_has_its_own(flow: Flowlet, sessions: Sessions) -> None:

@@ -561,6 +561,16 @@ def test_what_is_no_observer(given: Any) -> None:
         Flowlet(observers=given)
 
 
+def test_an_observer_that_would_have_to_be_awaited() -> None:
+    class Late(Observer):
+        async def tell(self, event: Event) -> None:  # type: ignore[override]
+            """Take note of something."""
+
+    for observer in (Late(), Late().tell):
+        with pytest.raises(ConfigError, match="must not be async"):
+            Flowlet(observers=(observer,))
+
+
 # structlog -------------------------------------------------------------------------------------------------
 async def test_lines_of_a_step_say_where_they_come_from() -> None:
     capture = structlog.testing.LogCapture()

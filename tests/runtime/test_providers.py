@@ -291,6 +291,64 @@ async def test_one_that_cannot_be_closed_keeps_no_other_from_it(flow: Flowlet) -
     assert log == ["closed"]
 
 
+async def test_one_that_cannot_be_closed_hides_no_error_of_the_block(flow: Flowlet) -> None:
+    async def make() -> AsyncIterator[Gateway]:
+        yield Gateway()
+        raise OSError("not closed")
+
+    @flow.saga
+    async def name(gateway: Gateway = provided) -> str:
+        return gateway.name
+
+    flow.provide(Gateway, make)
+
+    async def fail() -> None:
+        async with flow:
+            assert await name() == "visa"
+            raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"):
+        await fail()
+    with anyio.move_on_after(5) as scope:
+        async with flow:
+            assert await name() == "visa"
+            scope.cancel()
+            await anyio.lowlevel.checkpoint()
+    assert scope.cancelled_caught
+
+
+async def test_no_value_is_shown(flow: Flowlet, capsys: pytest.CaptureFixture[str]) -> None:
+    @dataclass
+    class Settings:
+        password: str
+
+    async def make() -> AsyncIterator[Settings]:
+        yield Settings("hunter2")
+        raise OSError("not closed")
+
+    async def make_wrong() -> Any:
+        return "hunter2"
+
+    @flow.saga
+    async def ask(settings: Settings = provided) -> int:
+        return len(settings.password)
+
+    with pytest.raises(ConfigError) as refused:
+        flow.provide(Settings, "hunter2")  # type: ignore[misc]
+    flow.provide(Settings, make)
+    with pytest.raises(ProviderFailed):
+        async with flow:
+            assert await ask() == 7
+    flow.provide(Settings, make_wrong)
+    async with flow:
+        with pytest.raises(RunParked) as failed:
+            await ask()
+    shown = capsys.readouterr().err
+    assert "provided_not_closed" in shown
+    assert "Settings" in shown
+    assert "hunter2" not in shown + str(refused.value) + str(failed.value)
+
+
 async def test_a_value_that_breaks_in_the_background_is_made_anew(flow: Flowlet) -> None:
     breaks = anyio.Event()
 
@@ -360,7 +418,7 @@ async def test_what_is_made_must_be_of_the_type(flow: Flowlet) -> None:
     flow.provide(Gateway, lambda: 3)
     saga = flow.saga("saga", name_of)
     async with flow:
-        with pytest.raises(ProviderFailed, match="is to make a Gateway, and made 3"):
+        with pytest.raises(ProviderFailed, match="is to make a Gateway, and made an object of int"):
             await saga()
 
 
@@ -707,6 +765,8 @@ async def test_types_of_their_own(flow: Flowlet) -> None:
     flow.provide(Callable[[int], int], twice)
     flow.provide(type[Gateway], Gateway)
     flow.provide(list[int], [3])
+    flow.provide(Gateway | None, None)
+    flow.provide(Url | int, 3)
 
     @flow.saga
     async def body(
@@ -718,12 +778,14 @@ async def test_types_of_their_own(flow: Flowlet) -> None:
         call: Callable[[int], int] = provided,
         cls: type[Gateway] = provided,
         numbers: list[int] = provided,
+        perhaps: Gateway | None = provided,
+        either: Url | int = provided,
     ) -> str:
         assert isinstance(sends, Prints)
-        return f"{url} {text} {gateway.name} {eu.name} {call(4)} {cls.__name__} {numbers}"
+        return f"{url} {text} {gateway.name} {eu.name} {call(4)} {cls.__name__} {numbers} {perhaps} {either}"
 
     async with flow:
-        assert await body() == "https://here text visa eu 8 Gateway [3]"
+        assert await body() == "https://here text visa eu 8 Gateway [3] None 3"
 
 
 def make_ledger() -> Ledger:
@@ -737,13 +799,15 @@ def takes_more(url: str) -> Gateway:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ((Gateway, 3), "was given 3, which is none"),
+        ((Gateway, 3), "was given an object of int, which is none"),
         ((Gateway, Ledger()), "which is none"),
         ((Gateway, make_ledger), "make_ledger makes a Ledger, which is none"),
         ((Gateway, Ledger), "Ledger makes a Ledger, which is none"),
-        ((int, "3"), "was given '3'"),
-        ((Url, 3), "was given 3"),
+        ((int, "3"), "was given an object of str"),
+        ((Url, 3), "was given an object of int"),
         ((list[int], {}), "which is none"),
+        ((Gateway | None, Ledger()), "which is none"),
+        ((Any, 3), "takes the type that parameters are annotated with"),
         (("Gateway", Gateway()), "takes the type that parameters are annotated with, not 'Gateway'"),
         ((object, 3), "takes the type"),
         ((Annotated[int, []], 3), "cannot be looked up"),
@@ -939,6 +1003,38 @@ async def test_an_override_holds_for_its_block(flow: Flowlet, given: Any) -> Non
             assert await saga() == "fake"
     async with flow:
         assert await saga() == real
+
+
+async def test_an_override_is_made_anew_when_it_is_entered_again(flow: Flowlet) -> None:
+    async def make() -> AsyncIterator[Gateway]:
+        gateway = Gateway("fake")
+        yield gateway
+        gateway.name = "closed"
+
+    @flow.saga
+    async def name(gateway: Gateway = provided) -> str:
+        return gateway.name
+
+    flow.provide(Gateway, Gateway())
+    fake = flow.override(Gateway, make)
+    for _ in range(2):
+        async with flow:
+            with fake:
+                assert await name() == "fake"
+
+
+async def test_what_is_provided_under_an_override_counts_after_it(flow: Flowlet) -> None:
+    @flow.saga
+    async def name(gateway: Gateway = provided) -> str:
+        return gateway.name
+
+    with flow.override(Gateway, Gateway("fake")):
+        flow.provide(Gateway, Gateway("first"))
+        flow.provide(Gateway, Gateway("second"))
+        async with flow:
+            assert await name() == "fake"
+    async with flow:
+        assert await name() == "second"
 
 
 async def test_an_override_of_the_flowlet_itself(flow: Flowlet) -> None:

@@ -48,6 +48,11 @@ def script(order: Order) -> None:
         assert_type([run.id for run in b.runs(status="parked")], list[str])
         b.start(checkout, "o-1", "3")  # type: ignore[arg-type, call-arg]  # pyright: ignore[reportArgumentType, reportCallIssue]
         b.call(order.pay, who="ann")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+        b.start(checkout, "o-1", 3).result(timeout="3")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+        b.load(Order, 1)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+        b.handle("x", checkout).reslt()  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType]
+        text: str = b.execute(checkout, "o-1", 3)  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType]
+        print(text)
 
 
 async def check() -> None:
@@ -55,3 +60,16 @@ async def check() -> None:
         assert_type(stubbed, Stub)
         assert_type(await stubbed.execute(checkout, "o-1", 3), bytes)
         await stubbed.clock.advance(timedelta(days=3), hours=2)
+        await stubbed.clock.advance(days="3")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+        await stubbed.execute(checkout, "o-1", "3")  # type: ignore[arg-type, call-arg]  # pyright: ignore[reportArgumentType, reportCallIssue]
+        late: str = await stubbed.execute(checkout, "o-1", 3)  # type: ignore[arg-type, call-arg]  # pyright: ignore[reportAssignmentType]
+        print(late)
+
+
+stub(3)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+stub(provide=[Order()])  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+Config(leese=3.0)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+Config(lease="3")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+Config(bulk=3)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+BulkConfig(batch_size="3")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+Flowlet(config=3)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]

@@ -62,7 +62,6 @@ flow.provide(Gateway, make_async_yielding)
 flow.provide(Gateway, make_managed)
 flow.provide(Gateway, make_async_managed)
 flow.provide(Gateway, make_manager)
-flow.provide(Gateway, lambda: Gateway())
 flow.provide(Gateway, functools.partial(make))
 flow.provide(Sends, Mail())
 flow.provide(Annotated[Gateway, "eu"], Gateway())
@@ -82,6 +81,8 @@ assert_type(make_decorated(), AsyncIterator[Gateway])
 
 flow.provide()  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
 flow.provide(3)  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]
+# To pyright an int is as good here, since T may be wider than the key; when it runs, it is an error all the same.
+flow.provide(Gateway, 3)  # type: ignore[arg-type]
 flow.provide(Gateway, make, make)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
 
 
