@@ -225,7 +225,7 @@ class Observer:
     """Is told what happens in a `Flowlet`: subclass it and define the methods that you need.
 
     A plain function of an event will do as well. Methods are called on the event loop and must not block. Steps of a
-    Flowlet that has observers take some 20 microseconds more.
+    Flowlet that has observers take some 6 microseconds more.
 
     Example:
         >>> from flowlet import Flowlet, step
