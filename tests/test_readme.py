@@ -54,7 +54,8 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_readme(capsys: pytest.CaptureFixture[str]) -> None:
-    shop, parcel, purchase, etl, review, order, chain, daily, june, pay = PAGES.parse(ROOT / "README.md").examples()
+    examples = PAGES.parse(ROOT / "README.md").examples()
+    shop, parcel, purchase, etl, review, order, chain, daily, june, pay, watched, configured, tested, blocked = examples
     shop.evaluate()
     assert capsys.readouterr().out == "charging for o-42\npayment of 120 for o-42\n"
     shop.evaluate()
@@ -79,6 +80,11 @@ def test_readme(capsys: pytest.CaptureFixture[str]) -> None:
         assert capsys.readouterr().out == "completed 1000 item 1000 ('nobody'): ValueError: no address\n"
     pay.evaluate()
     assert capsys.readouterr().out == "open\ncharged 40 charged 2\nclose\n"
+    for quiet in (watched, configured, tested):
+        quiet.evaluate()
+        assert capsys.readouterr().out == ""
+    blocked.evaluate()
+    assert capsys.readouterr().out == "42\n8\n"
 
 
 @pytest.mark.parametrize("module", modules_with_examples())
