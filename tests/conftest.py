@@ -31,13 +31,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
     Each test still meets both loops and both stores, and which pairings it has is drawn by its name, so that a module
     has all four. Of crash and model tests that differ in the loop alone, one is drawn, and of a crash test with many
-    cases every second one. ``--all`` leaves out nothing.
+    cases every third one. ``--all`` leaves out nothing.
     """
     if config.getoption("--all"):
         return
     long = {item.nodeid for item in items if item.path.parent.name in ("crash", "properties")}
     left_out = {item for item in items if _is_other_pairing(item) or _is_twin(item.nodeid, long)}
-    left_out |= _every_second([item for item in items if item not in left_out and item.path.parent.name == "crash"])
+    left_out |= _two_of_three([item for item in items if item not in left_out and item.path.parent.name == "crash"])
     config.hook.pytest_deselected(items=[item for item in items if item in left_out])
     items[:] = [item for item in items if item not in left_out]
 
@@ -59,14 +59,14 @@ def _is_twin(name: str, names: set[str]) -> bool:
     return name == (on_asyncio if _draw(on_trio) else on_trio)
 
 
-def _every_second(items: list[pytest.Item]) -> set[pytest.Item]:
+def _two_of_three(items: list[pytest.Item]) -> set[pytest.Item]:
     cases: dict[str, list[pytest.Item]] = {}
     for item in items:
         cases.setdefault(item.nodeid.partition("[")[0], []).append(item)
-    return {item for found in cases.values() if len(found) > _MANY for item in found[1::2]}
+    return {item for found in cases.values() if len(found) > _MANY for n, item in enumerate(found) if n % 3}
 
 
-_MANY = 5
+_MANY = 3
 
 
 def _draw(name: str) -> bool:

@@ -211,10 +211,12 @@ class BasicStore(ABC):
         """Take entities that nobody alive owns; see `flowlet.store.Store.claim`."""
         self._needs_leases("claim")
         for _ in range(_TRIES):
+            heads = await self._named(ids) if ids else await self._waiting(definitions)
+            # In this order: whoever owns one of them was on record before. Read the other way round, a worker that
+            # came and claimed in between would be taken for a dead one.
             now, (workers, _) = await self.now(), await self._workers()
             if workers.get(worker, now) <= now:
                 raise worker_unknown(worker)
-            heads = await self._named(ids) if ids else await self._waiting(definitions)
             free = [head for head in heads if head.closed is None and _is_free(head, workers, now)]
             free.sort(key=_urgency)
             due = [head for head in free if ids or (head.wake is not None and head.wake <= now)][:limit]

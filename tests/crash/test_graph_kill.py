@@ -25,11 +25,11 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(flowlet.__file__).parent.par
 SWEEPS = {
     ("diamond", "asyncio", "all"): 2 * 8 + 6,
     ("diamond", "trio", "all"): 2 * 8 + 6,
+    ("diamond", "asyncio", "twice"): 8 * 4,
     ("looping", "asyncio", "all"): 2 * 9 + 8,
     ("looping", "trio", "all"): 2 * 9 + 8,
     ("reviewed", "asyncio", "all"): 2 * 9 + 3,
     ("reviewed", "trio", "all"): 2 * 9 + 3,
-    ("diamond", "asyncio", "twice"): 8 * 4,
 }
 Sweep: TypeAlias = tuple[str, str, str]
 

@@ -206,3 +206,23 @@ async def test_flags_that_are_false_are_named() -> None:
     ):
         with pytest.raises(StoreError, match=f"DictStore cannot .*{flag}"):
             await call()
+
+
+@pytest.mark.anyio
+async def test_a_worker_that_comes_while_another_looks_is_not_taken_for_dead() -> None:
+    class Late(DictStore):
+        """Lets a worker come and claim between the two looks of another one's claim."""
+
+        first = True
+
+        async def scan(self, **question: Any) -> Any:
+            if self.first and question.get("kind") == "run":
+                self.first = False
+                await self.heartbeat("late", 100)
+                assert [head.id for head in (await self.claim("late", definitions=[("run", "d", "1")])).heads] == ["a"]
+            return await super().scan(**question)
+
+    store = Late()
+    await store.append([Write(id="a", expect=0, create=New("run", "d"), records=(b"",), wake=0.0)])
+    await store.heartbeat("early", 100)
+    assert (await store.claim("early", definitions=[("run", "d", "1")])).heads == []
