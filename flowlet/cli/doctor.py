@@ -15,11 +15,11 @@ from typing import Any, Final, Literal
 import click
 import msgspec
 
+from flowlet.cli.listing import pages
 from flowlet.cli.options import APP, STORE
 from flowlet.cli.output import Output, paint, text_of, time_of, time_text
 from flowlet.cli.place import Place
 from flowlet.cli.program import own_version
-from flowlet.cli.run_reading import pages
 from flowlet.errors import ConfigError, FlowletError, StoreNotFound, StoreUnavailable
 from flowlet.store import Head, Store
 

@@ -9,11 +9,12 @@ from typing import Any
 
 import click
 
+from flowlet.cli.listing import list_heads, pages
 from flowlet.cli.options import on_a_store, with_limit, with_watch
 from flowlet.cli.output import Column, Output, Table, text_of, time_of, time_text
 from flowlet.cli.place import Place
 from flowlet.cli.program import Group, unknown
-from flowlet.cli.run_reading import not_found, pages
+from flowlet.cli.run_reading import not_found
 from flowlet.cli.watching import Picture
 from flowlet.cli.watching import watch as watch_it
 from flowlet.store import Head, Store
@@ -74,28 +75,16 @@ def list_machines(
     """
     condition = {"kind": "machine", "definition": definition, "state": state}
 
-    async def look(store: Store) -> Picture:
-        rows = [row_of(head) async for page in pages(store, limit, **condition) for head in page]
-        lines = Table(output, _COLUMNS).lines(rows) if rows else ["no machines"]
-        return Picture({row["id"]: row for row in rows}, lines)
-
-    async def show(store: Store) -> None:
-        if watch is not None:
-            await watch_it(store, output, watch, lambda: look(store))
-            return
-        count, table = 0, Table(output, _COLUMNS)
-        async for heads in pages(store, limit, **condition):
-            count += len(heads)
-            rows = [row_of(head) for head in heads]
-            if output.json:
-                for row in rows:
-                    output.line(row)
-            else:
-                table.add(rows)
-        if not count and not output.json:
-            output.note(await _why_none(store, place, condition))
-
-    place.read(show)
+    list_heads(
+        place,
+        output,
+        condition,
+        limit=limit,
+        watch=watch,
+        columns=_COLUMNS,
+        row_of=row_of,
+        why_none=lambda store: _why_none(store, place, condition),
+    )
 
 
 async def _why_none(store: Store, place: Place, condition: dict[str, Any]) -> str:

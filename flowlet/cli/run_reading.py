@@ -6,11 +6,11 @@ Law: a list reads heads and nothing else; nothing here changes anything.
 from __future__ import annotations
 
 import difflib
-from collections.abc import AsyncIterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from flowlet.cli.listing import list_heads, pages
 from flowlet.cli.options import on_a_store, with_limit, with_watch
 from flowlet.cli.output import Column, Output, Table, argument, seconds_text, time_of, time_text
 from flowlet.cli.place import Place
@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 _OPEN = ("pending", "running", "waiting", "compensating", "needs_attention", "compensation_failed", "parked")
 STATUSES = (*_OPEN, "completed", "failed", "cancelled", "compensated")
 
-_PAGE = 200
+_TOGETHER = 200
+"""Records that are shown in columns of one width."""
+
 _MOST_LOOKED_THROUGH = 20_000
 """Heads among which an id is looked for that is nearly the one asked for."""
 
@@ -55,20 +57,6 @@ def row_of(head: Head) -> dict[str, Any]:
         "owner": head.owner,
         "records": head.version,
     }
-
-
-async def pages(store: Store, limit: int | None, **condition: Any) -> AsyncIterator[Sequence[Head]]:
-    """Yield heads page by page, at most so many of them all together."""
-    after = 0
-    while limit is None or limit > 0:
-        size = _PAGE if limit is None else min(limit, _PAGE)
-        heads = await store.scan(after=after, limit=size, **condition)
-        if heads:
-            yield heads
-            after = heads[-1].order
-        if len(heads) < size:
-            return
-        limit = None if limit is None else limit - len(heads)
 
 
 def check_statuses(context: click.Context, parameter: click.Parameter, words: tuple[str, ...]) -> tuple[str, ...]:
@@ -111,28 +99,16 @@ def list_runs(
         status = tuple(word for word in _OPEN if not status or word in status)
     condition = {"kind": "run", "definition": definition, "status": status or None}
 
-    async def look(store: Store) -> Picture:
-        rows = [row_of(head) async for page in pages(store, limit, **condition) for head in page]
-        lines = Table(output, COLUMNS).lines(rows) if rows else ["no runs"]
-        return Picture({row["id"]: row for row in rows}, lines)
-
-    async def show(store: Store) -> None:
-        if watch is not None:
-            await watch_it(store, output, watch, lambda: look(store))
-            return
-        count, table = 0, Table(output, COLUMNS)
-        async for heads in pages(store, limit, **condition):
-            count += len(heads)
-            rows = [row_of(head) for head in heads]
-            if output.json:
-                for row in rows:
-                    output.line(row)
-            else:
-                table.add(rows)
-        if not count and not output.json:
-            output.note(await _why_none(store, place, definition, bool(status)))
-
-    place.read(show)
+    list_heads(
+        place,
+        output,
+        condition,
+        limit=limit,
+        watch=watch,
+        columns=COLUMNS,
+        row_of=row_of,
+        why_none=lambda store: _why_none(store, place, definition, bool(status)),
+    )
 
 
 async def _why_none(store: Store, place: Place, definition: str | None, has_status: bool) -> str:
@@ -341,7 +317,7 @@ def history(place: Place, output: Output, id: str, after: int, limit: int | None
                 output.flush()
                 continue
             rows.append(row)
-            if len(rows) == _PAGE or record.seq >= upto:
+            if len(rows) == _TOGETHER or record.seq >= upto:
                 table.add(rows)
                 rows.clear()
         if rows:

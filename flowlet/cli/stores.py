@@ -10,11 +10,11 @@ from typing import Any
 
 import click
 
+from flowlet.cli.listing import pages
 from flowlet.cli.options import Duration, ask, on_a_store, with_limit, with_yes
 from flowlet.cli.output import Column, Output, Table, text_of, time_of, time_text
 from flowlet.cli.place import Place, hide_password
 from flowlet.cli.program import Group
-from flowlet.cli.run_reading import pages
 from flowlet.errors import StoreNotFound
 from flowlet.store import Head, Store
 

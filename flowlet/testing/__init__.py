@@ -10,6 +10,7 @@ skip names the flag.
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -55,7 +56,8 @@ def _conformance() -> Any:
     import pytest
 
     # Before they are imported: their assertions then say what was found, as those of a test file do.
-    pytest.register_assert_rewrite(*(f"{__name__}.{module}" for module in _CHECKS))
+    names = [f"{__name__}.{module}" for module in _CHECKS]
+    pytest.register_assert_rewrite(*(name for name in names if name not in sys.modules))
     from flowlet.testing.conformance import StoreConformance
 
     return StoreConformance

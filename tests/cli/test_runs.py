@@ -62,7 +62,7 @@ def test_what_is_listed_can_be_said(cli: Cli, url: str, options: list[str], expe
 
 
 def test_a_long_list_is_read_page_by_page(cli: Cli, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flowlet.cli.run_reading._PAGE", 3)
+    monkeypatch.setattr("flowlet.cli.listing._PAGE", 3)
     assert [line.split()[0] for line in cli("runs", "list", "--store", url).out.splitlines()] == ["ID", *STATUSES]
     assert len(cli("runs", "list", "--store", url, "--limit", "4", "--json").lines) == 4
 
